@@ -1,0 +1,2 @@
+//! bhyve-rs: the user space of a hypervisor, for BSD people.
+fn main() {}

@@ -1,0 +1,1 @@
+//! A software x86 processor. No operating system, no knowledge of devices.

@@ -1,0 +1,6 @@
+//! Everything optional that can be put into a machine, one file a device.
+//!
+//! A device is a type that implements `emu::Device` and a static `emu::Model` that names it, declares its
+//! configuration keys and constructs it. Folders follow the kind of device: `net/`, `storage/`, `video/`, `audio/`,
+//! `usb/`, `virtio/`. Nothing in this crate can reach a hypervisor, a file or a socket: disks, networks, consoles and
+//! screens come in as the backend traits of `emu`.

@@ -1,0 +1,1 @@
+//! ISA and chipset parts that every PC has.
