@@ -1,0 +1,89 @@
+//! What devices want of the host: disks, networks, character streams, screens. Implemented in `host`.
+//!
+//! Nothing here waits. A request carries what it owns, the answer comes back as an [`crate::Event`] to the device's cell.
+
+use std::sync::Weak;
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::DeviceCell;
+use crate::dma::IoVec;
+
+/// What a disk is asked to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskOp {
+    /// Read into guest memory.
+    Read(IoVec),
+    /// Write from guest memory.
+    Write(IoVec),
+    /// Read this many bytes, to come back with the completion.
+    ReadBytes(u64),
+    /// Write these bytes.
+    WriteBytes(Vec<u8>),
+    /// Everything that was completed is on stable storage when this completes.
+    Flush,
+    /// The contents of this many bytes are no longer needed.
+    Discard(u64),
+}
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRequest {
+    /// The device's name for it.
+    pub tag: u64,
+    /// Byte offset on the disk.
+    pub offset: u64,
+    /// What to do.
+    pub op: DiskOp,
+}
+
+/// The answer to a [`DiskRequest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// The request's tag.
+    pub tag: u64,
+    /// Whether it worked; the disk has logged why not.
+    pub ok: bool,
+    /// What [`DiskOp::ReadBytes`] read.
+    pub data: Vec<u8>,
+}
+
+/// A block store.
+pub trait Disk: Send {
+    /// Size in bytes.
+    fn size(&self) -> u64;
+    /// Whether writes are refused.
+    fn read_only(&self) -> bool;
+    /// Starts a request; [`crate::Event::Done`] comes to `to` when it is finished.
+    fn submit(&mut self, request: DiskRequest, to: Weak<DeviceCell>);
+    /// Forgets all requests under way: none of them touches guest memory or completes after this returns.
+    fn cancel(&mut self);
+}
+
+/// A wire.
+pub trait Net: Send {
+    /// Sends a frame (without FCS). It may be dropped.
+    fn send(&mut self, frame: &[u8]);
+    /// Who gets [`crate::Event::Frame`].
+    fn attach(&mut self, to: Weak<DeviceCell>);
+    /// The device has room for frames again (true), or wants none now.
+    fn want(&mut self, ready: bool);
+}
+
+/// A stream of bytes both ways.
+pub trait Chardev: Send {
+    /// Takes some of `data` and says how many bytes. Less than all: [`crate::Event::CharsReady`] follows.
+    fn write(&mut self, data: &[u8]) -> usize;
+    /// Who gets [`crate::Event::Chars`].
+    fn attach(&mut self, to: Weak<DeviceCell>);
+    /// How many more bytes the device can take; the stream holds back the rest.
+    fn want(&mut self, bytes: usize);
+}
+
+/// Somebody who looks at a frame buffer.
+pub trait Screen: Send {
+    /// The picture is now this wide and high, in pixels.
+    fn resize(&mut self, width: u32, height: u32);
+    /// Replaces the pixels (0x00RRGGBB, row by row) of the rectangle.
+    fn draw(&mut self, x: u32, y: u32, width: u32, height: u32, pixels: &[u32]);
+}

@@ -1,0 +1,165 @@
+//! A machine without a processor, for the tests of a device: bus, RAM, a clock turned by hand, and interrupt wires that
+//! remember.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use crate::bus::CpuBus;
+use crate::clock::Clock;
+use crate::device::{Backends, Device, DeviceCell, Machine, Model, Params, Slot, SystemEvent};
+use crate::dma::DmaMem;
+use crate::irq::{IrqLine, IrqSink, MsiSink};
+use crate::pci::Bdf;
+use crate::ram::Ram;
+use crate::space::{AddressSpace, Backing, Rights};
+
+/// What the recording interrupt chip saw.
+#[derive(Default)]
+pub struct Wires(Mutex<Vec<(u32, bool)>>);
+
+impl IrqSink for Wires {
+    fn set_irq(&self, line: u32, level: bool) {
+        self.0.lock().unwrap().push((line, level));
+    }
+}
+
+/// What the recording message sink saw.
+#[derive(Default)]
+pub struct Messages(Mutex<Vec<(u64, u32)>>);
+
+impl MsiSink for Messages {
+    fn msi(&self, addr: u64, data: u32) {
+        self.0.lock().unwrap().push((addr, data));
+    }
+}
+
+/// The bench: ISA wires are lines 0 to 15, the PCI pins A to D lines 16 to 19, of every slot alike.
+pub struct Bench {
+    /// The machine that devices are plugged into.
+    pub machine: Arc<Machine>,
+    /// The bus as a processor sees it.
+    pub bus: CpuBus,
+    wires: Arc<Wires>,
+    messages: Arc<Messages>,
+    system: Arc<Mutex<Vec<SystemEvent>>>,
+}
+
+impl Default for Bench {
+    fn default() -> Bench {
+        Bench::new()
+    }
+}
+
+impl Bench {
+    /// Bytes of RAM, from address 0.
+    pub const RAM: u64 = 1 << 20;
+
+    /// An empty bench.
+    ///
+    /// # Panics
+    /// When the host has no memory.
+    pub fn new() -> Bench {
+        let ram = Arc::new(Ram::new(64 << 20).expect("address space"));
+        let block = ram.alloc("ram", Bench::RAM).expect("memory");
+        let space = AddressSpace::new(ram);
+        let id = space.add_memory(0, Bench::RAM, 0, Rights::ReadWrite, Backing::Ram(block.start));
+        space.enable(id, 0, true);
+        let machine = Machine::new(space.clone(), Clock::manual());
+        let wires: Arc<Wires> = Arc::default();
+        machine.set_isa_irqs((0..16).map(|n| IrqLine::new(wires.clone(), n)).collect());
+        let pins: Vec<IrqLine> = (16..20).map(|n| IrqLine::new(wires.clone(), n)).collect();
+        machine.pci.set_routing(Box::new(move |_, pin| pins[pin as usize].clone()));
+        let messages: Arc<Messages> = Arc::default();
+        machine.set_msi(messages.clone());
+        let system: Arc<Mutex<Vec<SystemEvent>>> = Arc::default();
+        let log = system.clone();
+        machine.on_system(move |e| log.lock().unwrap().push(e));
+        Bench { bus: CpuBus::new(space), machine, wires, messages, system }
+    }
+
+    /// Plugs a device of `model` in, as PCI function 0:3:0 if it is one.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn plug(&self, model: &Model, params: &Params, backends: Backends) -> Arc<DeviceCell> {
+        self.machine.plug(model, model.name, Some(Bdf::new(3, 0)), params, backends).expect("device")
+    }
+
+    /// Plugs a part of the board in.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn part(&self, create: impl FnOnce(&mut Slot) -> Box<dyn Device>) -> Arc<DeviceCell> {
+        self.machine
+            .plug_with("part", Some(Bdf::new(3, 0)), Backends::default(), |slot| Ok(create(slot)))
+            .expect("device")
+    }
+
+    /// All of guest memory, bus mastering on.
+    pub fn dma(&self) -> DmaMem {
+        DmaMem::new(self.machine.space.clone(), Arc::new(AtomicBool::new(true)))
+    }
+
+    /// Moves the clock on by `ns` nanoseconds, stopping at each timer on the way.
+    pub fn advance(&self, ns: u64) {
+        let clock = self.machine.clock();
+        let end = clock.now() + ns;
+        loop {
+            let next = self.machine.timers.next();
+            if next > end {
+                break;
+            }
+            clock.set(next.max(clock.now()));
+            self.machine.timers.run_due();
+        }
+        clock.set(end);
+    }
+
+    /// The level of a wire.
+    pub fn irq(&self, line: u32) -> bool {
+        self.wires.0.lock().unwrap().iter().rev().find(|(n, _)| *n == line).is_some_and(|(_, level)| *level)
+    }
+
+    /// How often a wire went up since the last call for any wire.
+    pub fn edges(&self, line: u32) -> usize {
+        let mut log = self.wires.0.lock().unwrap();
+        let n = log.iter().filter(|e| **e == (line, true)).count();
+        let up = log.iter().rev().find(|(l, _)| *l == line).is_some_and(|(_, level)| *level);
+        log.retain(|(l, _)| *l != line);
+        if up {
+            log.push((line, false));
+            log.push((line, true));
+        }
+        n
+    }
+
+    /// The messages sent since the last call.
+    pub fn messages(&self) -> Vec<(u64, u32)> {
+        std::mem::take(&mut self.messages.0.lock().unwrap())
+    }
+
+    /// The requests to the machine since the last call.
+    pub fn system_events(&self) -> Vec<SystemEvent> {
+        std::mem::take(&mut self.system.lock().unwrap())
+    }
+
+    /// Writes a byte to a port.
+    pub fn outb(&mut self, port: u16, value: u8) {
+        self.bus.pio_write(port, 1, u32::from(value));
+    }
+
+    /// Reads a byte from a port.
+    pub fn inb(&mut self, port: u16) -> u8 {
+        self.bus.pio_read(port, 1) as u8
+    }
+
+    /// The configuration space of the device in slot 3.
+    pub fn config_read(&self, offset: u16, width: u8) -> u32 {
+        self.machine.pci.read(Bdf::new(3, 0), offset, width)
+    }
+
+    /// Writes it.
+    pub fn config_write(&self, offset: u16, width: u8, value: u32) {
+        self.machine.pci.write(Bdf::new(3, 0), offset, width, value);
+    }
+}

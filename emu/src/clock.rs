@@ -1,0 +1,355 @@
+//! Guest time: one base from which TSC, PIT, PM timer, HPET, LAPIC and RTC derive, and the timers that wait on it.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Instant;
+
+/// Where time comes from.
+enum Source {
+    /// The host's monotonic clock, while the machine runs.
+    Running { epoch: Instant },
+    /// Somebody calls [`Clock::set`]: the software CPU by executed instructions, or a test by hand.
+    Set { instructions: bool },
+}
+
+/// The machine's time, in nanoseconds since power-on. It stands still while the machine is paused.
+pub struct Clock {
+    source: Source,
+    /// `Running`: nanoseconds of host time that did not count; `Set`: the time.
+    value: AtomicU64,
+    /// `Running`: the time at which the machine was paused.
+    frozen_at: AtomicU64,
+    frozen: AtomicBool,
+}
+
+impl Clock {
+    /// Real time. The machine starts paused at 0.
+    pub fn running() -> Arc<Clock> {
+        Clock::with(Source::Running { epoch: Instant::now() })
+    }
+
+    /// Time driven by executed instructions: a run is repeatable bit for bit.
+    pub fn instructions() -> Arc<Clock> {
+        Clock::with(Source::Set { instructions: true })
+    }
+
+    /// Time moved by hand, for tests.
+    pub fn manual() -> Arc<Clock> {
+        Clock::with(Source::Set { instructions: false })
+    }
+
+    fn with(source: Source) -> Arc<Clock> {
+        Arc::new(Clock {
+            source,
+            value: AtomicU64::new(0),
+            frozen_at: AtomicU64::new(0),
+            frozen: AtomicBool::new(true),
+        })
+    }
+
+    /// Nanoseconds of guest time since power-on.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        match &self.source {
+            Source::Set { .. } => self.value.load(Ordering::Relaxed),
+            Source::Running { epoch } => {
+                if self.frozen.load(Ordering::Acquire) {
+                    self.frozen_at.load(Ordering::Relaxed)
+                } else {
+                    (epoch.elapsed().as_nanos() as u64).wrapping_sub(self.value.load(Ordering::Relaxed))
+                }
+            }
+        }
+    }
+
+    /// Whether executed instructions drive the time.
+    pub fn by_instructions(&self) -> bool {
+        matches!(self.source, Source::Set { instructions: true })
+    }
+
+    /// Whether time follows the host's clock.
+    pub fn is_real(&self) -> bool {
+        matches!(self.source, Source::Running { .. })
+    }
+
+    /// Moves a clock that is not real to `ns`. It may also be called on a paused real clock, when state is loaded.
+    pub fn set(&self, ns: u64) {
+        match self.source {
+            Source::Set { .. } => self.value.store(ns, Ordering::Relaxed),
+            Source::Running { .. } => self.frozen_at.store(ns, Ordering::Relaxed),
+        }
+    }
+
+    /// Stops guest time.
+    pub fn pause(&self) {
+        if let Source::Running { .. } = self.source
+            && !self.frozen.load(Ordering::Acquire)
+        {
+            self.frozen_at.store(self.now(), Ordering::Relaxed);
+            self.frozen.store(true, Ordering::Release);
+        }
+    }
+
+    /// Lets guest time go on from where it stood.
+    pub fn resume(&self) {
+        if let Source::Running { epoch } = &self.source
+            && self.frozen.load(Ordering::Acquire)
+        {
+            let skipped = (epoch.elapsed().as_nanos() as u64).wrapping_sub(self.frozen_at.load(Ordering::Relaxed));
+            self.value.store(skipped, Ordering::Relaxed);
+            self.frozen.store(false, Ordering::Release);
+        }
+    }
+}
+
+/// Whatever a timer wakes. Called without any timer lock held.
+pub trait TimerSink: Send + Sync {
+    /// The timer that its owner numbers `id` is due. The owner reads the clock itself: the call may come late.
+    fn fire(&self, id: u32);
+}
+
+struct Entry {
+    sink: Weak<dyn TimerSink>,
+    id: u32,
+    deadline: u64,
+    /// Counts the settings, so that stale heap items are known.
+    stamp: u64,
+}
+
+#[derive(Default)]
+struct Queue {
+    entries: Vec<Entry>,
+    /// (deadline, order of setting, entry, stamp): equal deadlines fire in the order in which they were set.
+    heap: BinaryHeap<Reverse<(u64, u64, usize, u64)>>,
+    order: u64,
+}
+
+/// All timers of a machine.
+pub struct Timers {
+    clock: Arc<Clock>,
+    queue: Mutex<Queue>,
+    next: AtomicU64,
+    earlier: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl Timers {
+    /// No timers yet.
+    pub fn new(clock: Arc<Clock>) -> Arc<Timers> {
+        Arc::new(Timers { clock, queue: Mutex::default(), next: AtomicU64::new(u64::MAX), earlier: OnceLock::new() })
+    }
+
+    /// The clock they wait on.
+    pub fn clock(&self) -> &Arc<Clock> {
+        &self.clock
+    }
+
+    /// Makes a timer, idle at first.
+    pub fn add(self: &Arc<Timers>, sink: Weak<dyn TimerSink>, id: u32) -> Timer {
+        let mut q = self.queue.lock().unwrap();
+        q.entries.push(Entry { sink, id, deadline: u64::MAX, stamp: 0 });
+        Timer { timers: self.clone(), entry: q.entries.len() - 1 }
+    }
+
+    /// The earliest deadline in nanoseconds of guest time, `u64::MAX` for none. It may be early, never late.
+    #[inline]
+    pub fn next(&self) -> u64 {
+        self.next.load(Ordering::Acquire)
+    }
+
+    /// `f` is called whenever the earliest deadline moves forward in time's direction of the present, so that whoever
+    /// sleeps until [`Timers::next`] looks again. Only the first call counts.
+    pub fn on_earlier(&self, f: impl Fn() + Send + Sync + 'static) {
+        let _ = self.earlier.set(Box::new(f));
+    }
+
+    /// Fires everything that is due, in the order of the deadlines. Returns how many fired.
+    pub fn run_due(&self) -> usize {
+        let mut fired = 0;
+        loop {
+            let now = self.clock.now();
+            if self.next() > now {
+                return fired;
+            }
+            let Some((sink, id)) = self.pop(now) else { continue };
+            fired += 1;
+            if let Some(sink) = sink.upgrade() {
+                sink.fire(id);
+            }
+        }
+    }
+
+    fn pop(&self, now: u64) -> Option<(Weak<dyn TimerSink>, u32)> {
+        let mut q = self.queue.lock().unwrap();
+        let mut due = None;
+        while let Some(&Reverse((deadline, _, entry, stamp))) = q.heap.peek() {
+            if q.entries[entry].stamp != stamp {
+                q.heap.pop();
+            } else if deadline <= now && due.is_none() {
+                q.heap.pop();
+                let e = &mut q.entries[entry];
+                e.deadline = u64::MAX;
+                e.stamp += 1;
+                due = Some((e.sink.clone(), e.id));
+            } else {
+                break;
+            }
+        }
+        self.next.store(q.heap.peek().map_or(u64::MAX, |Reverse((d, ..))| *d), Ordering::Release);
+        due
+    }
+}
+
+/// One timer of its owner.
+pub struct Timer {
+    timers: Arc<Timers>,
+    entry: usize,
+}
+
+impl Timer {
+    /// Guest time now, in nanoseconds.
+    pub fn now(&self) -> u64 {
+        self.timers.clock.now()
+    }
+
+    /// Fires once at `deadline` nanoseconds of guest time, replacing an earlier setting.
+    pub fn set(&self, deadline: u64) {
+        let mut q = self.timers.queue.lock().unwrap();
+        q.order += 1;
+        let order = q.order;
+        let e = &mut q.entries[self.entry];
+        if e.deadline == deadline && deadline != u64::MAX {
+            return;
+        }
+        e.deadline = deadline;
+        e.stamp += 1;
+        let item = (deadline, order, self.entry, e.stamp);
+        if deadline == u64::MAX {
+            return;
+        }
+        q.heap.push(Reverse(item));
+        // A timer that is set again and again before it fires must not grow the heap.
+        if q.heap.len() > 4 * q.entries.len() + 64 {
+            let heap = std::mem::take(&mut q.heap);
+            q.heap = heap.into_iter().filter(|Reverse((_, _, e, s))| q.entries[*e].stamp == *s).collect();
+        }
+        let earlier = deadline < self.timers.next();
+        if earlier {
+            self.timers.next.store(deadline, Ordering::Release);
+        }
+        drop(q);
+        if earlier && let Some(f) = self.timers.earlier.get() {
+            f();
+        }
+    }
+
+    /// Makes the timer idle.
+    pub fn cancel(&self) {
+        self.set(u64::MAX);
+    }
+
+    /// When it fires, if it is set.
+    pub fn deadline(&self) -> Option<u64> {
+        let d = self.timers.queue.lock().unwrap().entries[self.entry].deadline;
+        (d != u64::MAX).then_some(d)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Log(Mutex<Vec<u32>>);
+    impl TimerSink for Log {
+        fn fire(&self, id: u32) {
+            self.0.lock().unwrap().push(id);
+        }
+    }
+
+    fn rig() -> (Arc<Clock>, Arc<Timers>, Arc<Log>) {
+        let clock = Clock::manual();
+        (clock.clone(), Timers::new(clock), Arc::new(Log(Mutex::default())))
+    }
+
+    fn sink(log: &Arc<Log>) -> Weak<dyn TimerSink> {
+        let weak: Weak<Log> = Arc::downgrade(log);
+        weak
+    }
+
+    #[test]
+    fn timers_fire_once_in_the_order_of_their_deadlines() {
+        let (clock, timers, log) = rig();
+        let (a, b, c) = (timers.add(sink(&log), 1), timers.add(sink(&log), 2), timers.add(sink(&log), 3));
+        a.set(30);
+        b.set(10);
+        c.set(10);
+        assert_eq!(timers.next(), 10);
+        clock.set(9);
+        assert_eq!(timers.run_due(), 0);
+        clock.set(30);
+        timers.run_due();
+        assert_eq!(*log.0.lock().unwrap(), [2, 3, 1]);
+        assert_eq!(timers.next(), u64::MAX);
+        timers.run_due();
+        assert_eq!(log.0.lock().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_timer_set_again_or_cancelled_forgets_its_first_deadline() {
+        let (clock, timers, log) = rig();
+        let (a, b) = (timers.add(sink(&log), 1), timers.add(sink(&log), 2));
+        a.set(10);
+        a.set(50);
+        b.set(20);
+        b.cancel();
+        clock.set(40);
+        timers.run_due();
+        assert!(log.0.lock().unwrap().is_empty());
+        assert_eq!((a.deadline(), b.deadline()), (Some(50), None));
+        clock.set(50);
+        timers.run_due();
+        assert_eq!(*log.0.lock().unwrap(), [1]);
+    }
+
+    #[test]
+    fn setting_a_timer_for_ever_does_not_grow_the_queue() {
+        let (_clock, timers, log) = rig();
+        let a = timers.add(sink(&log), 1);
+        for n in 0..10_000 {
+            a.set(1_000_000 - n);
+        }
+        assert!(timers.queue.lock().unwrap().heap.len() < 100);
+    }
+
+    #[test]
+    fn the_sleeper_is_told_only_of_earlier_deadlines() {
+        let (_clock, timers, log) = rig();
+        let told = Arc::new(AtomicU64::new(0));
+        let t = told.clone();
+        timers.on_earlier(move || {
+            t.fetch_add(1, Ordering::Relaxed);
+        });
+        let (a, b) = (timers.add(sink(&log), 1), timers.add(sink(&log), 2));
+        a.set(100);
+        b.set(200);
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+        b.set(50);
+        assert_eq!(told.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_real_clock_stands_still_while_paused() {
+        let clock = Clock::running();
+        assert_eq!(clock.now(), 0);
+        clock.resume();
+        let a = clock.now();
+        clock.pause();
+        let b = clock.now();
+        assert!(b >= a);
+        assert_eq!(clock.now(), b);
+        clock.set(5_000_000_000);
+        clock.resume();
+        assert!(clock.now() >= 5_000_000_000 && clock.now() < 15_000_000_000);
+    }
+}

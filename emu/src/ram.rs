@@ -1,0 +1,343 @@
+//! Guest memory: one reserved arena of host address space that every RAM, ROM and frame buffer of the machine is cut from.
+//!
+//! A [`RamAddr`] names a byte by its place in the arena, whatever guest physical address it appears at; shadowed and
+//! aliased memory so has one name, which is what code caches, dirty logs and saved images are keyed by.
+//!
+//! The guest and its devices write this memory while we read it, so no Rust reference to it ever exists: all access is by
+//! volatile copies. Beside each page there is a word of 64 bits, one for each 64-byte line, that says where the software
+//! CPU holds decoded code; a write to such a line is reported to it.
+
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+/// Bytes in a page, the unit of mapping, of the dirty log and of code tracking.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// The place of a byte of guest memory in the arena, in bytes from its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RamAddr(pub u64);
+
+impl RamAddr {
+    /// The number of the page that holds this byte.
+    pub fn page(self) -> u64 {
+        self.0 / PAGE_SIZE
+    }
+}
+
+/// A named piece of the arena.
+#[derive(Clone, Debug)]
+pub struct RamBlock {
+    /// Who it belongs to, as saved images name it.
+    pub name: String,
+    /// Its first byte.
+    pub start: RamAddr,
+    /// Its length in bytes, a multiple of [`PAGE_SIZE`].
+    pub len: u64,
+}
+
+/// A zeroed mapping of the host that lives as long as the value does.
+struct Mapping {
+    base: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the mapping is plain memory owned by this value; every access to it is by volatile or atomic operations.
+#[expect(unsafe_code, reason = "a raw mapping shared by all threads of the machine")]
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+#[expect(unsafe_code, reason = "a raw mapping shared by all threads of the machine")]
+unsafe impl Sync for Mapping {}
+
+#[expect(unsafe_code, reason = "mmap(2) and munmap(2)")]
+impl Mapping {
+    fn new(len: usize, writable: bool) -> io::Result<Mapping> {
+        let prot = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_NONE };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), len.max(1), prot, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Mapping { base: base.cast(), len: len.max(1) })
+    }
+
+    fn allow(&self, offset: usize, len: usize) -> io::Result<()> {
+        assert!(offset + len <= self.len);
+        // SAFETY: the range lies inside this mapping, and is only made more accessible.
+        let r = unsafe { libc::mprotect(self.base.add(offset).cast(), len, libc::PROT_READ | libc::PROT_WRITE) };
+        if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is page aligned, zeroed, at least `len` bytes long and only ever seen as atomics.
+        unsafe { std::slice::from_raw_parts(self.base.cast(), self.len / 8) }
+    }
+}
+
+#[expect(unsafe_code, reason = "munmap(2)")]
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nobody can hold a reference into it any more.
+        unsafe { libc::munmap(self.base.cast(), self.len) };
+    }
+}
+
+/// The arena.
+pub struct Ram {
+    memory: Mapping,
+    /// One word a page: the 64-byte lines that hold decoded code.
+    code: Mapping,
+    /// One bit a page.
+    dirty: Mapping,
+    dirty_on: AtomicBool,
+    blocks: Mutex<Vec<RamBlock>>,
+    used: AtomicU64,
+    /// Pages whose code was overwritten by somebody else than the CPU, for the CPU to collect.
+    stale: Mutex<Vec<u64>>,
+    stale_any: AtomicBool,
+}
+
+impl Ram {
+    /// Reserves address space for `capacity` bytes of guest memory. Nothing is allocated until it is used.
+    ///
+    /// # Errors
+    /// What mmap(2) says.
+    pub fn new(capacity: u64) -> io::Result<Ram> {
+        let pages = capacity.div_ceil(PAGE_SIZE) as usize;
+        Ok(Ram {
+            memory: Mapping::new(pages * PAGE_SIZE as usize, false)?,
+            code: Mapping::new(pages * 8, true)?,
+            dirty: Mapping::new(pages.div_ceil(64) * 8, true)?,
+            dirty_on: AtomicBool::new(false),
+            blocks: Mutex::default(),
+            used: AtomicU64::new(0),
+            stale: Mutex::default(),
+            stale_any: AtomicBool::new(false),
+        })
+    }
+
+    /// Takes `len` zeroed bytes (rounded up to pages) from the arena.
+    ///
+    /// # Errors
+    /// When the arena is full, or the host refuses the memory.
+    pub fn alloc(&self, name: &str, len: u64) -> io::Result<RamBlock> {
+        let len = len.div_ceil(PAGE_SIZE).max(1) * PAGE_SIZE;
+        let mut blocks = self.blocks.lock().unwrap();
+        let start = self.used.load(Ordering::Relaxed);
+        if start.checked_add(len).is_none_or(|end| end > self.memory.len as u64) {
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, format!("no room for {len} bytes of {name}")));
+        }
+        self.memory.allow(start as usize, len as usize)?;
+        self.used.store(start + len, Ordering::Release);
+        let block = RamBlock { name: name.to_owned(), start: RamAddr(start), len };
+        blocks.push(block.clone());
+        Ok(block)
+    }
+
+    /// All pieces, in the order in which they were taken.
+    pub fn blocks(&self) -> Vec<RamBlock> {
+        self.blocks.lock().unwrap().clone()
+    }
+
+    /// A pointer to the byte at `addr`, for CPU back ends; it is good up to the end of the arena's allocated part.
+    ///
+    /// # Panics
+    /// When `addr` is not in a block: the caller took it from somewhere else than this arena.
+    #[expect(unsafe_code, reason = "pointer arithmetic inside the mapping")]
+    pub fn host(&self, addr: RamAddr) -> *mut u8 {
+        assert!(addr.0 < self.used.load(Ordering::Acquire), "{addr:?} is outside guest memory");
+        // SAFETY: checked above.
+        unsafe { self.memory.base.add(addr.0 as usize) }
+    }
+
+    /// Copies out of guest memory.
+    ///
+    /// # Panics
+    /// When the range is not in the arena.
+    #[expect(unsafe_code, reason = "volatile copy out of memory that the guest may be writing")]
+    pub fn read(&self, addr: RamAddr, buf: &mut [u8]) {
+        let src = self.range(addr, buf.len());
+        let mut i = 0;
+        // SAFETY: `range` checked that all of `src..src + buf.len()` is in the mapping; u64 reads are kept aligned.
+        unsafe {
+            while i < buf.len() {
+                let p = src.add(i);
+                if (p as usize).is_multiple_of(8) && buf.len() - i >= 8 {
+                    buf[i..i + 8].copy_from_slice(&p.cast::<u64>().read_volatile().to_ne_bytes());
+                    i += 8;
+                } else {
+                    buf[i] = p.read_volatile();
+                    i += 1;
+                }
+            }
+        }
+    }
+
+    /// Copies into guest memory, keeping the dirty log and telling the software CPU of overwritten code.
+    ///
+    /// # Panics
+    /// When the range is not in the arena.
+    #[expect(unsafe_code, reason = "volatile copy into memory that the guest may be reading")]
+    pub fn write(&self, addr: RamAddr, data: &[u8]) {
+        let dst = self.range(addr, data.len());
+        let mut i = 0;
+        // SAFETY: as in `read`.
+        unsafe {
+            while i < data.len() {
+                let p = dst.add(i);
+                if (p as usize).is_multiple_of(8) && data.len() - i >= 8 {
+                    p.cast::<u64>().write_volatile(u64::from_ne_bytes(data[i..i + 8].try_into().unwrap()));
+                    i += 8;
+                } else {
+                    p.write_volatile(data[i]);
+                    i += 1;
+                }
+            }
+        }
+        self.wrote(addr, data.len() as u64);
+    }
+
+    /// Must follow every write to guest memory that did not go through [`Ram::write`] or the CPU that owns the code cache.
+    pub fn wrote(&self, addr: RamAddr, len: u64) {
+        if len == 0 {
+            return;
+        }
+        for page in addr.page()..=RamAddr(addr.0 + len - 1).page() {
+            self.mark_dirty(page);
+            let from = addr.0.max(page * PAGE_SIZE) - page * PAGE_SIZE;
+            let to = (addr.0 + len).min((page + 1) * PAGE_SIZE) - page * PAGE_SIZE;
+            if self.code_lines(page).load(Ordering::Acquire) & line_mask(from, to) != 0 {
+                self.stale.lock().unwrap().push(page);
+                self.stale_any.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// The lines of `page` that hold decoded code, bit n for bytes 64n to 64n+63. Owned by the software CPU.
+    pub fn code_lines(&self, page: u64) -> &AtomicU64 {
+        &self.code.words()[page as usize]
+    }
+
+    /// Whether [`Ram::take_stale`] has anything; one relaxed load.
+    pub fn stale(&self) -> bool {
+        self.stale_any.load(Ordering::Relaxed)
+    }
+
+    /// The pages with decoded code that were written by others than the CPU since the last call.
+    pub fn take_stale(&self) -> Vec<u64> {
+        let mut stale = self.stale.lock().unwrap();
+        self.stale_any.store(false, Ordering::Release);
+        std::mem::take(&mut *stale)
+    }
+
+    /// Starts or stops the log of written pages. Back ends that map memory must follow ([`crate::Map::dirty_log`]).
+    pub fn set_dirty_log(&self, on: bool) {
+        self.dirty_on.store(on, Ordering::Release);
+        if !on {
+            self.dirty.words().iter().for_each(|w| w.store(0, Ordering::Relaxed));
+        }
+    }
+
+    /// Whether pages that are written are logged.
+    pub fn dirty_log(&self) -> bool {
+        self.dirty_on.load(Ordering::Relaxed)
+    }
+
+    /// Logs a page as written.
+    pub fn mark_dirty(&self, page: u64) {
+        if self.dirty_log() {
+            self.dirty.words()[page as usize / 64].fetch_or(1 << (page % 64), Ordering::Relaxed);
+        }
+    }
+
+    /// The pages of `block` written since the last harvest, as offsets in pages from its start.
+    pub fn harvest_dirty(&self, block: &RamBlock) -> Vec<u64> {
+        let first = block.start.page();
+        (first..first + block.len / PAGE_SIZE)
+            .filter(|page| {
+                let bit = 1 << (page % 64);
+                let word = &self.dirty.words()[*page as usize / 64];
+                word.load(Ordering::Relaxed) & bit != 0 && word.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+            })
+            .map(|page| page - first)
+            .collect()
+    }
+
+    #[expect(unsafe_code, reason = "pointer arithmetic inside the mapping")]
+    fn range(&self, addr: RamAddr, len: usize) -> *mut u8 {
+        let used = self.used.load(Ordering::Acquire);
+        assert!(addr.0 <= used && len as u64 <= used - addr.0, "{addr:?}+{len} is outside guest memory");
+        // SAFETY: checked above.
+        unsafe { self.memory.base.add(addr.0 as usize) }
+    }
+}
+
+/// The line bits of bytes `from..to` of one page.
+fn line_mask(from: u64, to: u64) -> u64 {
+    let first = from / 64;
+    let count = to.div_ceil(64) - first;
+    if count >= 64 { u64::MAX } else { ((1 << count) - 1) << first }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_at_odd_addresses_comes_back() {
+        let ram = Ram::new(64 << 10).unwrap();
+        ram.alloc("ram", 8192).unwrap();
+        let data: Vec<u8> = (0..100).collect();
+        ram.write(RamAddr(4093), &data);
+        let mut back = vec![0; 102];
+        ram.read(RamAddr(4092), &mut back);
+        assert_eq!(back[0], 0);
+        assert_eq!(&back[1..101], &data[..]);
+        assert_eq!(back[101], 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "outside guest memory")]
+    fn memory_that_was_not_allocated_cannot_be_read() {
+        let ram = Ram::new(64 << 10).unwrap();
+        ram.alloc("ram", 4096).unwrap();
+        ram.read(RamAddr(4095), &mut [0; 2]);
+    }
+
+    #[test]
+    fn only_writes_to_code_lines_are_reported() {
+        let ram = Ram::new(64 << 10).unwrap();
+        ram.alloc("ram", 8192).unwrap();
+        ram.code_lines(1).store(0b10, Ordering::Relaxed);
+        ram.write(RamAddr(4096), &[1; 64]);
+        assert!(!ram.stale());
+        ram.write(RamAddr(4090), &[1; 71]);
+        assert!(ram.stale());
+        assert_eq!(ram.take_stale(), [1]);
+        assert!(!ram.stale());
+    }
+
+    #[test]
+    fn the_dirty_log_gives_each_page_once() {
+        let ram = Ram::new(64 << 10).unwrap();
+        let _low = ram.alloc("low", 4096).unwrap();
+        let block = ram.alloc("ram", 16384).unwrap();
+        ram.write(block.start, &[1]);
+        assert!(ram.harvest_dirty(&block).is_empty(), "nothing is logged before it is asked for");
+        ram.set_dirty_log(true);
+        ram.write(RamAddr(block.start.0 + 8191), &[1, 2]);
+        assert_eq!(ram.harvest_dirty(&block), [1, 2]);
+        assert!(ram.harvest_dirty(&block).is_empty());
+    }
+
+    #[test]
+    fn line_masks_cover_the_bytes_touched() {
+        assert_eq!(line_mask(0, 1), 1);
+        assert_eq!(line_mask(63, 65), 3);
+        assert_eq!(line_mask(4032, 4096), 1 << 63);
+        assert_eq!(line_mask(0, 4096), u64::MAX);
+    }
+}

@@ -1,0 +1,521 @@
+//! The physical address space and the port space: who answers where.
+//!
+//! Regions are declared with a base, a priority and a backing; the highest priority wins wherever two overlap, and reads
+//! and writes are laid out apart, so that chipset shadowing (reads from ROM, writes to RAM) is two regions and no special
+//! case. Any change makes a new immutable [`Map`] with a new generation; each vCPU and DMA engine looks things up in its own
+//! snapshot and refreshes it when the generation has moved, which costs one relaxed load an access. Back ends that keep
+//! page tables of their own are told before the change returns, thus before the guest access that caused it completes.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use crate::ram::{Ram, RamAddr};
+
+/// Something that answers guest accesses: a device behind its lock, or a leaf chip with locks of its own.
+pub trait Access: Send + Sync {
+    /// Reads `width` (1, 2, 4 or 8) bytes at `offset` of the owner's region number `region`.
+    fn read(&self, region: u32, offset: u64, width: u8) -> u64;
+    /// Writes `width` bytes.
+    fn write(&self, region: u32, offset: u64, width: u8, value: u64);
+    /// Reads `buf.len() / width` times at the same offset (REP INS, data ports).
+    fn read_many(&self, region: u32, offset: u64, width: u8, buf: &mut [u8]) {
+        for item in buf.chunks_exact_mut(width as usize) {
+            item.copy_from_slice(&self.read(region, offset, width).to_le_bytes()[..width as usize]);
+        }
+    }
+    /// Writes `data.len() / width` times at the same offset (REP OUTS).
+    fn write_many(&self, region: u32, offset: u64, width: u8, data: &[u8]) {
+        for item in data.chunks_exact(width as usize) {
+            let mut value = [0; 8];
+            value[..item.len()].copy_from_slice(item);
+            self.write(region, offset, width, u64::from_le_bytes(value));
+        }
+    }
+}
+
+/// The access widths, in bytes, that a region's owner wants to see; the bus splits wider accesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Widths {
+    /// The widest access that is passed on whole.
+    pub max: u8,
+}
+
+impl Widths {
+    /// A chip on an 8-bit bus: wider accesses become several.
+    pub const BYTE: Widths = Widths { max: 1 };
+    /// Up to 16 bits.
+    pub const WORD: Widths = Widths { max: 2 };
+    /// Up to 32 bits.
+    pub const DWORD: Widths = Widths { max: 4 };
+    /// Up to 64 bits.
+    pub const QWORD: Widths = Widths { max: 8 };
+}
+
+/// What a memory region stands for.
+#[derive(Clone)]
+pub enum Backing {
+    /// Memory of the arena.
+    Ram(RamAddr),
+    /// Accesses go to `Access`, as its region of this number.
+    Io(Arc<dyn Access>, u32, Widths),
+    /// Nobody answers, though a region of lower priority lies below.
+    Nothing,
+}
+
+/// Which accesses a region takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// Reads and instruction fetches only; writes fall through to what lies below.
+    Read,
+    /// Writes only.
+    Write,
+    /// Both.
+    ReadWrite,
+}
+
+/// Names a region of an [`AddressSpace`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RegionId(usize);
+
+/// A write that only tells something: it carries no data that the device must see before the vCPU goes on.
+#[derive(Clone)]
+pub struct Doorbell {
+    /// The guest physical address or the port of the write.
+    pub addr: u64,
+    /// Whether it is a port.
+    pub port: bool,
+    /// Width in bytes; 0 for any.
+    pub width: u8,
+    /// Only this value rings, if any is given.
+    pub value: Option<u64>,
+    /// Called on the writer's thread without any lock held: it must only wake somebody.
+    pub ring: Arc<dyn Fn(u64) + Send + Sync>,
+}
+
+struct Region {
+    base: u64,
+    len: u64,
+    priority: i32,
+    rights: Rights,
+    backing: Backing,
+    enabled: bool,
+}
+
+struct PortRegion {
+    base: u16,
+    len: u32,
+    priority: i32,
+    access: Arc<dyn Access>,
+    region: u32,
+    widths: Widths,
+    enabled: bool,
+}
+
+/// Where an address leads.
+#[derive(Clone)]
+pub enum Target {
+    /// To this byte of the arena.
+    Ram(RamAddr),
+    /// To an owner: its region and the offset in it.
+    Io(Arc<dyn Access>, u32, u64, Widths),
+}
+
+/// A stretch of the address space that leads to one place.
+#[derive(Clone)]
+pub struct FlatRange {
+    /// First address.
+    pub start: u64,
+    /// The address after the last.
+    pub end: u64,
+    /// Where `start` leads.
+    pub target: Target,
+}
+
+/// One claimed stretch of ports.
+#[derive(Clone)]
+pub struct PortRange {
+    /// The owner's first port, at which its region's offset is 0.
+    pub base: u16,
+    /// Number of ports.
+    pub len: u32,
+    /// The owner.
+    pub access: Arc<dyn Access>,
+    /// The owner's number for the region.
+    pub region: u32,
+    /// What it wants to see.
+    pub widths: Widths,
+}
+
+/// An immutable picture of who answers where.
+pub struct Map {
+    /// Grows with each change.
+    pub generation: u64,
+    /// Sorted, without overlaps: where reads and fetches lead.
+    pub read: Vec<FlatRange>,
+    /// Sorted, without overlaps: where writes lead.
+    pub write: Vec<FlatRange>,
+    /// Whether RAM writes are to be logged by page.
+    pub dirty_log: bool,
+    port_index: Arc<Vec<u16>>,
+    port_ranges: Arc<Vec<PortRange>>,
+    doorbells: Arc<Vec<Doorbell>>,
+}
+
+impl Map {
+    /// Who answers at a port.
+    #[inline]
+    pub fn port(&self, port: u16) -> Option<&PortRange> {
+        let n = self.port_index[port as usize];
+        if n == 0 { None } else { Some(&self.port_ranges[n as usize - 1]) }
+    }
+
+    /// The doorbells in force.
+    pub fn doorbells(&self) -> &[Doorbell] {
+        &self.doorbells
+    }
+
+    /// The RAM byte that reads of `gpa` come from, and how many bytes from there on are contiguous.
+    pub fn ram_for_read(&self, gpa: u64) -> Option<(RamAddr, u64)> {
+        ram_at(&self.read, gpa)
+    }
+
+    /// The RAM byte that writes of `gpa` go to, and how many bytes from there on are contiguous.
+    pub fn ram_for_write(&self, gpa: u64) -> Option<(RamAddr, u64)> {
+        ram_at(&self.write, gpa)
+    }
+}
+
+/// The index of the range that holds `addr`.
+pub(crate) fn find(ranges: &[FlatRange], addr: u64) -> Option<usize> {
+    let n = ranges.partition_point(|r| r.end <= addr);
+    (n < ranges.len() && ranges[n].start <= addr).then_some(n)
+}
+
+fn ram_at(ranges: &[FlatRange], gpa: u64) -> Option<(RamAddr, u64)> {
+    let r = &ranges[find(ranges, gpa)?];
+    match r.target {
+        Target::Ram(at) => Some((RamAddr(at.0 + (gpa - r.start)), r.end - gpa)),
+        Target::Io(..) => None,
+    }
+}
+
+/// Told of each new map before the change that made it returns.
+pub trait MapListener: Send + Sync {
+    /// Follow `map`.
+    fn changed(&self, map: &Map);
+}
+
+#[derive(Default)]
+struct Tables {
+    regions: Vec<Region>,
+    ports: Vec<PortRegion>,
+    doorbells: Vec<Doorbell>,
+    listeners: Vec<Arc<dyn MapListener>>,
+    /// Changes are collected while this is above 0.
+    batch: u32,
+    ports_changed: bool,
+}
+
+/// The address space of a machine.
+pub struct AddressSpace {
+    ram: Arc<Ram>,
+    tables: Mutex<Tables>,
+    current: RwLock<Arc<Map>>,
+    generation: AtomicU64,
+}
+
+impl AddressSpace {
+    /// An empty space over `ram`.
+    pub fn new(ram: Arc<Ram>) -> Arc<AddressSpace> {
+        let map = Map {
+            generation: 1,
+            read: Vec::new(),
+            write: Vec::new(),
+            dirty_log: false,
+            port_index: Arc::new(vec![0; 65536]),
+            port_ranges: Arc::default(),
+            doorbells: Arc::default(),
+        };
+        Arc::new(AddressSpace {
+            ram,
+            tables: Mutex::default(),
+            current: RwLock::new(Arc::new(map)),
+            generation: AtomicU64::new(1),
+        })
+    }
+
+    /// The arena behind the space.
+    pub fn ram(&self) -> &Arc<Ram> {
+        &self.ram
+    }
+
+    /// The picture in force.
+    pub fn map(&self) -> Arc<Map> {
+        self.current.read().unwrap().clone()
+    }
+
+    /// The generation of the picture in force; one relaxed load.
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Declares memory. It answers once [`AddressSpace::enable`] is called.
+    pub fn add_memory(&self, base: u64, len: u64, priority: i32, rights: Rights, backing: Backing) -> RegionId {
+        let mut t = self.tables.lock().unwrap();
+        t.regions.push(Region { base, len, priority, rights, backing, enabled: false });
+        RegionId(t.regions.len() - 1)
+    }
+
+    /// Declares ports. They answer once [`AddressSpace::enable_ports`] is called.
+    pub fn add_ports(
+        &self,
+        base: u16,
+        len: u32,
+        priority: i32,
+        access: Arc<dyn Access>,
+        region: u32,
+        widths: Widths,
+    ) -> RegionId {
+        let mut t = self.tables.lock().unwrap();
+        t.ports.push(PortRegion { base, len, priority, access, region, widths, enabled: false });
+        RegionId(t.ports.len() - 1)
+    }
+
+    /// Puts a memory region at `base` and makes it answer, or not.
+    pub fn enable(&self, id: RegionId, base: u64, on: bool) {
+        self.change(|t| {
+            let r = &mut t.regions[id.0];
+            let changed = r.enabled != on || on && r.base != base;
+            (r.base, r.enabled) = (base, on);
+            changed
+        });
+    }
+
+    /// Puts a port region at `base` and makes it answer, or not.
+    pub fn enable_ports(&self, id: RegionId, base: u16, on: bool) {
+        self.change(|t| {
+            let r = &mut t.ports[id.0];
+            let changed = r.enabled != on || on && r.base != base;
+            (r.base, r.enabled) = (base, on);
+            t.ports_changed |= changed;
+            changed
+        });
+    }
+
+    /// Changes what a memory region stands for and which accesses it takes (shadowing, planar video memory, banks).
+    pub fn set_backing(&self, id: RegionId, rights: Rights, backing: Backing) {
+        self.change(|t| {
+            let r = &mut t.regions[id.0];
+            (r.rights, r.backing) = (rights, backing);
+            r.enabled
+        });
+    }
+
+    /// Declares a doorbell; it replaces one at the same address, width and value.
+    pub fn set_doorbell(&self, bell: Doorbell) {
+        self.change(|t| {
+            t.doorbells
+                .retain(|d| (d.addr, d.port, d.width, d.value) != (bell.addr, bell.port, bell.width, bell.value));
+            t.doorbells.push(bell);
+            true
+        });
+    }
+
+    /// Takes away all doorbells in `addr..addr + len`.
+    pub fn clear_doorbells(&self, addr: u64, len: u64, port: bool) {
+        self.change(|t| {
+            let before = t.doorbells.len();
+            t.doorbells.retain(|d| d.port != port || d.addr < addr || d.addr - addr >= len);
+            t.doorbells.len() != before
+        });
+    }
+
+    /// Starts or stops the log of written RAM pages.
+    pub fn set_dirty_log(&self, on: bool) {
+        self.ram.set_dirty_log(on);
+        self.change(|_| true);
+    }
+
+    /// Adds a back end that keeps page tables of its own; it is told of the present map at once.
+    pub fn add_listener(&self, listener: Arc<dyn MapListener>) {
+        listener.changed(&self.map());
+        self.tables.lock().unwrap().listeners.push(listener);
+    }
+
+    /// Makes the changes done by `f` visible as one.
+    pub fn batch<T>(&self, f: impl FnOnce() -> T) -> T {
+        self.tables.lock().unwrap().batch += 1;
+        let result = f();
+        self.change(|t| {
+            t.batch -= 1;
+            true
+        });
+        result
+    }
+
+    fn change(&self, f: impl FnOnce(&mut Tables) -> bool) {
+        let mut t = self.tables.lock().unwrap();
+        if !f(&mut t) || t.batch > 0 {
+            return;
+        }
+        let old = self.map();
+        let (port_index, port_ranges) = if std::mem::take(&mut t.ports_changed) {
+            let (index, ranges) = flatten_ports(&t.ports);
+            (Arc::new(index), Arc::new(ranges))
+        } else {
+            (old.port_index.clone(), old.port_ranges.clone())
+        };
+        let map = Arc::new(Map {
+            generation: old.generation + 1,
+            read: flatten(&t.regions, |r| r != Rights::Write),
+            write: flatten(&t.regions, |r| r != Rights::Read),
+            dirty_log: self.ram.dirty_log(),
+            port_index,
+            port_ranges,
+            doorbells: Arc::new(t.doorbells.clone()),
+        });
+        *self.current.write().unwrap() = map.clone();
+        self.generation.store(map.generation, Ordering::Release);
+        for listener in &t.listeners {
+            listener.changed(&map);
+        }
+    }
+}
+
+/// Lays the regions out: the later and the higher in priority paint over the others.
+fn flatten(regions: &[Region], takes: impl Fn(Rights) -> bool) -> Vec<FlatRange> {
+    let mut order: Vec<&Region> = regions.iter().filter(|r| r.enabled && r.len > 0 && takes(r.rights)).collect();
+    order.sort_by_key(|r| r.priority);
+    let mut out: Vec<(u64, u64, Option<FlatRange>)> = Vec::new();
+    for r in order {
+        let (start, end) = (r.base, r.base.saturating_add(r.len));
+        let mut next = Vec::with_capacity(out.len() + 2);
+        for (s, e, range) in out {
+            if s < start {
+                next.push((s, e.min(start), range.clone()));
+            }
+            if e > end {
+                next.push((s.max(end), e, range));
+            }
+        }
+        let target = match &r.backing {
+            Backing::Ram(at) => Some(Target::Ram(*at)),
+            Backing::Io(access, n, widths) => Some(Target::Io(access.clone(), *n, 0, *widths)),
+            Backing::Nothing => None,
+        };
+        next.push((start, end, target.map(|target| FlatRange { start, end, target })));
+        out = next;
+    }
+    let mut flat: Vec<FlatRange> = out
+        .into_iter()
+        .filter(|(s, e, _)| s < e)
+        .filter_map(|(s, e, range)| {
+            let range = range?;
+            let skip = s - range.start;
+            let target = match range.target {
+                Target::Ram(at) => Target::Ram(RamAddr(at.0 + skip)),
+                Target::Io(access, n, offset, widths) => Target::Io(access, n, offset + skip, widths),
+            };
+            Some(FlatRange { start: s, end: e, target })
+        })
+        .collect();
+    flat.sort_by_key(|r| r.start);
+    flat
+}
+
+fn flatten_ports(ports: &[PortRegion]) -> (Vec<u16>, Vec<PortRange>) {
+    let mut order: Vec<&PortRegion> = ports.iter().filter(|p| p.enabled).collect();
+    order.sort_by_key(|p| p.priority);
+    let mut index = vec![0u16; 65536];
+    let mut ranges = Vec::with_capacity(order.len());
+    for p in order {
+        ranges.push(PortRange {
+            base: p.base,
+            len: p.len,
+            access: p.access.clone(),
+            region: p.region,
+            widths: p.widths,
+        });
+        let first = p.base as usize;
+        let last = (first + p.len as usize).min(65536);
+        index[first..last].fill(ranges.len() as u16);
+    }
+    (index, ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nobody;
+    impl Access for Nobody {
+        fn read(&self, _: u32, _: u64, _: u8) -> u64 {
+            0
+        }
+        fn write(&self, _: u32, _: u64, _: u8, _: u64) {}
+    }
+
+    fn space() -> (Arc<AddressSpace>, RegionId) {
+        let ram = Arc::new(Ram::new(1 << 20).unwrap());
+        let block = ram.alloc("ram", 1 << 20).unwrap();
+        let space = AddressSpace::new(ram);
+        let id = space.add_memory(0, 1 << 20, 0, Rights::ReadWrite, Backing::Ram(block.start));
+        space.enable(id, 0, true);
+        (space, id)
+    }
+
+    #[test]
+    fn an_overlay_splits_what_lies_below_and_uncovers_it_again() {
+        let (space, _) = space();
+        let io = space.add_memory(0, 0x1000, 1, Rights::ReadWrite, Backing::Io(Arc::new(Nobody), 7, Widths::DWORD));
+        space.enable(io, 0x8000, true);
+        let map = space.map();
+        assert_eq!(map.ram_for_read(0x7fff), Some((RamAddr(0x7fff), 1)));
+        assert!(map.ram_for_read(0x8000).is_none());
+        assert_eq!(map.ram_for_write(0x9000), Some((RamAddr(0x9000), 0xf7000)));
+        space.enable(io, 0x8000, false);
+        assert_eq!(space.map().ram_for_read(0x8000), Some((RamAddr(0x8000), 0xf8000)));
+        assert!(space.generation() > map.generation);
+    }
+
+    #[test]
+    fn shadowing_sends_reads_and_writes_to_different_memory() {
+        let (space, _) = space();
+        let rom = space.add_memory(0, 0x1000, 1, Rights::Read, Backing::Ram(RamAddr(0xff000)));
+        space.enable(rom, 0x4000, true);
+        let map = space.map();
+        assert_eq!(map.ram_for_read(0x4010).unwrap().0, RamAddr(0xff010));
+        assert_eq!(map.ram_for_write(0x4010).unwrap().0, RamAddr(0x4010));
+        space.set_backing(rom, Rights::ReadWrite, Backing::Nothing);
+        assert!(space.map().ram_for_read(0x4010).is_none());
+        assert!(space.map().ram_for_write(0x4010).is_none());
+    }
+
+    #[test]
+    fn a_batch_shows_all_its_changes_as_one_generation() {
+        let (space, ram) = space();
+        let before = space.generation();
+        space.batch(|| {
+            space.enable(ram, 0x100000, true);
+            assert!(space.map().ram_for_read(0).is_some());
+            space.enable(ram, 0x200000, true);
+        });
+        assert_eq!(space.generation(), before + 1);
+        assert_eq!(space.map().ram_for_read(0x200000).unwrap().0, RamAddr(0));
+    }
+
+    #[test]
+    fn ports_of_higher_priority_win_and_fall_back() {
+        let (space, _) = space();
+        let low = space.add_ports(0, 0x10, 0, Arc::new(Nobody), 1, Widths::BYTE);
+        let high = space.add_ports(0, 2, 1, Arc::new(Nobody), 2, Widths::BYTE);
+        space.enable_ports(low, 0x60, true);
+        space.enable_ports(high, 0x64, true);
+        assert_eq!(space.map().port(0x64).unwrap().region, 2);
+        assert_eq!(space.map().port(0x66).unwrap().region, 1);
+        assert!(space.map().port(0x70).is_none());
+        space.enable_ports(high, 0x64, false);
+        assert_eq!(space.map().port(0x64).unwrap().region, 1);
+    }
+}
