@@ -13,13 +13,16 @@ use crate::pci::Bdf;
 use crate::ram::Ram;
 use crate::space::{AddressSpace, Backing, Rights};
 
-/// What the recording interrupt chip saw.
+/// What the recording interrupt chip saw: of each line the level, and how often it went up.
 #[derive(Default)]
-pub struct Wires(Mutex<Vec<(u32, bool)>>);
+pub struct Wires(Mutex<[(bool, usize); 32]>);
 
 impl IrqSink for Wires {
     fn set_irq(&self, line: u32, level: bool) {
-        self.0.lock().unwrap().push((line, level));
+        let mut lines = self.0.lock().unwrap();
+        let (now, ups) = &mut lines[line as usize];
+        *now = level;
+        *ups += usize::from(level);
     }
 }
 
@@ -117,20 +120,12 @@ impl Bench {
 
     /// The level of a wire.
     pub fn irq(&self, line: u32) -> bool {
-        self.wires.0.lock().unwrap().iter().rev().find(|(n, _)| *n == line).is_some_and(|(_, level)| *level)
+        self.wires.0.lock().unwrap()[line as usize].0
     }
 
-    /// How often a wire went up since the last call for any wire.
+    /// How often a wire went up since the last call for it.
     pub fn edges(&self, line: u32) -> usize {
-        let mut log = self.wires.0.lock().unwrap();
-        let n = log.iter().filter(|e| **e == (line, true)).count();
-        let up = log.iter().rev().find(|(l, _)| *l == line).is_some_and(|(_, level)| *level);
-        log.retain(|(l, _)| *l != line);
-        if up {
-            log.push((line, false));
-            log.push((line, true));
-        }
-        n
+        std::mem::take(&mut self.wires.0.lock().unwrap()[line as usize].1)
     }
 
     /// The messages sent since the last call.
