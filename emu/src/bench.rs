@@ -36,6 +36,13 @@ impl MsiSink for Messages {
     }
 }
 
+impl Messages {
+    /// The messages since the last call.
+    pub fn take(&self) -> Vec<(u64, u32)> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
 /// The bench: ISA wires are lines 0 to 15, the PCI pins A to D lines 16 to 19, of every slot alike.
 pub struct Bench {
     /// The machine that devices are plugged into.
@@ -130,7 +137,7 @@ impl Bench {
 
     /// The messages sent since the last call.
     pub fn messages(&self) -> Vec<(u64, u32)> {
-        std::mem::take(&mut self.messages.0.lock().unwrap())
+        self.messages.take()
     }
 
     /// The requests to the machine since the last call.

@@ -5,8 +5,12 @@
 
 mod i8254;
 mod i8259;
+mod ioapic;
+mod mc146818;
 mod ns16550;
 
 pub use i8254::I8254;
 pub use i8259::I8259;
+pub use ioapic::IoApic;
+pub use mc146818::Mc146818;
 pub use ns16550::Ns16550;
