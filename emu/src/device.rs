@@ -584,6 +584,14 @@ impl Slot {
         r
     }
 
+    /// As [`Slot::ports`], over what others claim there.
+    pub fn ports_over(&mut self, region: u32, base: u16, len: u32, widths: Widths) -> Region {
+        let id = self.machine.space.add_ports(base, len, 1, self.cell.clone(), region, widths);
+        let r = Region { space: self.machine.space.clone(), id, port: true };
+        r.enable(u64::from(base));
+        r
+    }
+
     /// Ports that do not answer yet.
     pub fn ports_off(&mut self, region: u32, len: u32, widths: Widths) -> Region {
         let id = self.machine.space.add_ports(0, len, 0, self.cell.clone(), region, widths);

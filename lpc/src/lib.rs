@@ -3,14 +3,22 @@
 //! Interrupt controllers are leaf chips with locks of their own, driven from any thread; all others are devices. Boards
 //! (`bhyve-rs`) decide which of them a machine gets, and leave out what the hypervisor brings itself.
 
+mod acpi_pm;
+mod i440;
 mod i8254;
 mod i8259;
 mod ioapic;
 mod mc146818;
 mod ns16550;
+mod piix_isa;
+mod pirq;
 
+pub use acpi_pm::{ACPI_DISABLE, ACPI_ENABLE, AcpiPm};
+pub use i440::{HostBridge, I440, Mechanism1};
 pub use i8254::I8254;
 pub use i8259::I8259;
 pub use ioapic::IoApic;
 pub use mc146818::Mc146818;
 pub use ns16550::Ns16550;
+pub use piix_isa::{Piix, PiixIsa};
+pub use pirq::Pirq;
