@@ -1,1 +1,165 @@
 //! Hypervisor back ends behind one set of traits: the software CPU anywhere, vmm(4) on FreeBSD, KVM on Linux.
+//!
+//! A [`Hypervisor`] makes a [`Vm`] for a machine that is already there: memory, ports and chips belong to the
+//! [`emu::Machine`], and the back end follows its address space by listening to it. [`Vm::caps`] says which chips the back
+//! end brings itself; the board builds the rest. A [`Vcpu`] runs until its thread has something to act on; port and memory
+//! accesses call the bus inside and never come out. [`Runner`] is the threads: start, pause with a barrier, resume, stop.
+
+mod run;
+mod soft;
+
+use std::sync::Arc;
+
+use emu::{IrqSink, Machine, MsiSink};
+use serde_json::Value;
+
+pub use run::{Outcome, Runner};
+pub use soft::Soft;
+
+/// What a back end brings, and what it cannot do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Caps {
+    /// Local APICs.
+    pub lapic: bool,
+    /// I/O APIC.
+    pub ioapic: bool,
+    /// The 8259 pair.
+    pub pic: bool,
+    /// The 8254.
+    pub pit: bool,
+    /// The RTC.
+    pub rtc: bool,
+    /// HPET.
+    pub hpet: bool,
+    /// ACPI PM timer.
+    pub pm_timer: bool,
+    /// The A20 gate masks address bit 20.
+    pub a20: bool,
+    /// All vCPUs run on one thread, in turn.
+    pub one_thread: bool,
+    /// Executed instructions can drive the clock.
+    pub instruction_clock: bool,
+}
+
+/// What a virtual machine is made of, beside its devices.
+#[derive(Clone, Debug)]
+pub struct VmConfig {
+    /// Number of processors.
+    pub cpus: u32,
+    /// What they claim to be.
+    pub model: cpu::Model,
+    /// Decode and execute one instruction at a time (the oracle) instead of the cached engine. Software CPU only.
+    pub plain: bool,
+}
+
+/// A back end.
+pub trait Hypervisor: Send + Sync {
+    /// `soft`, `kvm` or `vmm`.
+    fn name(&self) -> &'static str;
+
+    /// Whether it works on this host, with the reason in a few words either way.
+    fn available(&self) -> Result<String, String>;
+
+    /// Makes a virtual machine for `machine`.
+    ///
+    /// # Errors
+    /// What the host refuses, by name.
+    fn create(&self, machine: &Arc<Machine>, config: &VmConfig) -> anyhow::Result<Arc<dyn Vm>>;
+}
+
+/// Acknowledges an external interrupt: the 8259's INTA cycle.
+pub type Ack = Box<dyn Fn() -> u8 + Send + Sync>;
+
+/// A virtual machine.
+pub trait Vm: Send + Sync {
+    /// What the back end brings.
+    fn caps(&self) -> Caps;
+
+    /// The processors, each to be run by one thread. They can be taken once.
+    fn take_vcpus(&self) -> Vec<Box<dyn Vcpu>>;
+
+    /// Where MSIs and the I/O APIC's messages go.
+    fn msi(&self) -> Arc<dyn MsiSink>;
+
+    /// Processor pins: line 0 is INTR of processor 0 (LINT0), line 1 its NMI (LINT1).
+    fn pins(&self) -> Arc<dyn IrqSink>;
+
+    /// How INTR is acknowledged, when the 8259 is not the back end's. Set once.
+    fn on_ack(&self, ack: Ack);
+
+    /// Who hears the end of level-triggered interrupts, when the I/O APIC is not the back end's. Set once.
+    fn on_eoi(&self, eoi: Box<dyn Fn(u8) + Send + Sync>);
+
+    /// Opens or closes the A20 gate.
+    fn set_a20(&self, open: bool);
+
+    /// Makes a processor leave [`Vcpu::run`] soon. From any thread, never lost: if it is not running, its next run ends at
+    /// once.
+    fn kick(&self, vcpu: u32);
+
+    /// Called whenever a sleeping processor may have something to do. Set once.
+    fn on_wake(&self, wake: Box<dyn Fn() + Send + Sync>);
+}
+
+/// Why a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Its time is up.
+    Slice,
+    /// [`Vm::kick`].
+    Kicked,
+    /// It waits for an interrupt.
+    Halted,
+    /// Triple fault, with a report of several lines.
+    TripleFault(String),
+    /// The back end cannot go on, with the reason.
+    Failed(String),
+}
+
+/// A virtual processor.
+pub trait Vcpu: Send {
+    /// Its number.
+    fn index(&self) -> u32;
+
+    /// Runs until something must be acted on, but no longer than about `insns` instructions where they are counted.
+    fn run(&mut self, insns: u64) -> Exit;
+
+    /// Nothing can wake it but an NMI, INIT or SIPI: HLT with interrupts off, or waiting for a SIPI.
+    fn dead(&self) -> bool;
+
+    /// The architectural state.
+    ///
+    /// # Errors
+    /// What the back end cannot give, by name.
+    fn regs(&self) -> anyhow::Result<cpu::Regs>;
+
+    /// Sets the architectural state.
+    ///
+    /// # Errors
+    /// What the back end cannot take, by name.
+    fn set_regs(&mut self, regs: &cpu::Regs) -> anyhow::Result<()>;
+
+    /// Power-on state.
+    fn reset(&mut self);
+
+    /// An NMI.
+    fn nmi(&mut self);
+
+    /// INIT, as the 8042 or port 92 can give it to processor 0.
+    fn init(&mut self);
+
+    /// Instructions executed, where they are counted.
+    fn icount(&self) -> Option<u64>;
+
+    /// All of its state, the local APIC's included.
+    ///
+    /// # Errors
+    /// What the back end cannot give.
+    fn save(&self) -> anyhow::Result<Value>;
+
+    /// Takes over a saved state.
+    ///
+    /// # Errors
+    /// When it does not fit.
+    fn load(&mut self, state: Value) -> anyhow::Result<()>;
+}

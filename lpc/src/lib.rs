@@ -5,6 +5,8 @@
 
 mod acpi_pm;
 mod i440;
+mod i8042;
+mod i8237;
 mod i8254;
 mod i8259;
 mod ioapic;
@@ -15,6 +17,8 @@ mod pirq;
 
 pub use acpi_pm::{ACPI_DISABLE, ACPI_ENABLE, AcpiPm};
 pub use i440::{HostBridge, I440, Mechanism1};
+pub use i8042::I8042;
+pub use i8237::I8237;
 pub use i8254::I8254;
 pub use i8259::I8259;
 pub use ioapic::IoApic;

@@ -1,0 +1,73 @@
+//! What a BIOS does before the guest's first instruction: PCI addresses and interrupt lines, chipset registers.
+//!
+//! Done in direct boot and by the built-in BIOS alike, again after every reset, and never when external firmware is set.
+
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use boot::platform::{Pin, Platform};
+use emu::{BarKind, Bdf, Machine};
+
+/// First port for BARs.
+const IO_BASE: u64 = 0xc000;
+
+/// Programs BARs, interrupt lines, command registers and the interrupt router as `platform` says.
+///
+/// # Errors
+/// When the windows are too small for the BARs.
+pub fn assign(machine: &Arc<Machine>, platform: &Platform) -> Result<()> {
+    let (mut io, mut mem) = (IO_BASE, u64::from(*platform.pci.window32.start()));
+    let end = u64::from(*platform.pci.window32.end()) + 1;
+    let functions = machine.pci.functions();
+    // The largest first, so that alignment wastes nothing.
+    let mut bars: Vec<_> = functions.iter().flat_map(|f| f.bars().into_iter().map(move |(n, bar)| (f, n, bar))).collect();
+    bars.sort_by_key(|(f, n, bar)| (std::cmp::Reverse(bar.len), f.bdf(), *n));
+    for (f, n, bar) in bars {
+        let next = if bar.kind == BarKind::Io { &mut io } else { &mut mem };
+        let base = next.next_multiple_of(bar.len);
+        let limit = if bar.kind == BarKind::Io { 0x1_0000 } else { end };
+        if base + bar.len > limit {
+            bail!("no room for BAR {n} ({} bytes) of PCI device {}", bar.len, f.bdf());
+        }
+        *next = base + bar.len;
+        f.write(0x10 + 4 * u16::from(n), 4, base as u32);
+        if matches!(bar.kind, BarKind::Mem64 | BarKind::Mem64Prefetch) {
+            f.write(0x14 + 4 * u16::from(n), 4, 0);
+        }
+    }
+    if let Some(router) = platform.pci.router {
+        let bdf = Bdf::new(router.device, router.function);
+        for link in &platform.pci.links {
+            machine.pci.write(bdf, u16::from(link.register), 1, u32::from(link.irq.unwrap_or(0x80)));
+        }
+    }
+    for f in &functions {
+        let pin = f.read(0x3d, 1);
+        if (1..=4).contains(&pin) {
+            let irq = platform.pci.irq(f.bdf().dev, Pin::ALL[pin as usize - 1]).unwrap_or(0xff);
+            f.write(0x3c, 1, u32::from(irq));
+        }
+        let kinds: Vec<_> = f.bars().into_iter().map(|(_, b)| b.kind == BarKind::Io).collect();
+        let command = u32::from(kinds.contains(&true)) | u32::from(kinds.contains(&false)) << 1;
+        f.write(0x04, 2, f.read(0x04, 2) | command);
+        match f.read(0, 4) {
+            // Power management: base and enable.
+            0x7113_8086 => {
+                if let Some(pm) = platform.pm {
+                    f.write(0x3c, 1, u32::from(pm.sci));
+                    f.write(0x40, 4, u32::from(pm.base) | 1);
+                    f.write(0x80, 1, 1);
+                }
+            }
+            // Host bridges: the BIOS area is shadowed and write protected.
+            0x1237_8086 | 0x7190_8086 | 0x7192_8086 => f.write(0x59, 1, 0x10),
+            _ => {}
+        }
+    }
+    // PCI interrupts and the SCI are level triggered.
+    let level: u16 = platform.pci.links.iter().filter_map(|l| l.irq).chain(platform.pm.map(|p| p.sci)).map(|i| 1 << i).fold(0, |a, b| a | b);
+    let mut bus = emu::CpuBus::new(machine.space.clone());
+    bus.pio_write(0x4d0, 1, u32::from(level & 0xff));
+    bus.pio_write(0x4d1, 1, u32::from(level >> 8));
+    Ok(())
+}

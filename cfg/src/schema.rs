@@ -1,0 +1,311 @@
+//! The sections and keys of a machine.
+//!
+//! Which words name a profile, a guest, a board, a processor or a device model is the caller's to say; the classes
+//! asked of its [`Catalogue`](crate::Catalogue) are `profile`, `guest`, `board`, `cpu`, `cpu-feature`, `disk`, `cd`,
+//! `floppy`, `nic` and `screen`. A model brings the keys that its device declares to the section that names it.
+
+use crate::key::{Key, Kind, PathCheck, Rule, Section, Shape};
+
+/// Guest RAM that the machine can have, in bytes. Below the first a BIOS has nowhere to put a boot loader.
+const MEMORY: Kind = Kind::Size { min: 1 << 20, max: 1 << 40 };
+/// A vmm(4) name can be this long and no longer.
+const NAME: Kind = Kind::Word { max: 229 };
+const READABLE: Kind = Kind::Path(PathCheck::File);
+const IN_DIRECTORY: Kind = Kind::Path(PathCheck::Parent);
+const AUTO: Kind = Kind::Choice(&["auto", "on", "off"]);
+
+const fn key(name: &'static str, kind: Kind, default: Option<&'static str>, help: &'static str) -> Key {
+    Key { name, kind, default, help }
+}
+
+/// Where on the PCI bus a device sits.
+const SLOT: Key = key("slot", Kind::PciSlot, None, "PCI slot; by default the first that is free");
+
+/// A whole machine: the root of every configuration.
+pub static MACHINE: Section = Section {
+    help: "the machine",
+    keys: &[
+        key("include", Kind::List(&Kind::Path(PathCheck::Any)), None, "files to lay under this one"),
+        key("name", NAME, None, "name of the machine"),
+        key("profile", Kind::Named("profile"), Some("pc"), "machine to stand for"),
+        key("guest", Kind::Named("guest"), None, "guest system, for its defaults and quirks"),
+        key("board", Kind::Named("board"), None, "main board; by default the profile's"),
+        key("cpus", Kind::Int { min: 1, max: 32 }, Some("1"), "virtual processors"),
+        key("memory", MEMORY, Some("256M"), "guest memory"),
+        key("backend", Kind::Choice(&["auto", "vmm", "kvm", "soft"]), Some("auto"), "what runs the processors"),
+        key("uuid", Kind::Uuid, None, "SMBIOS system UUID; by default made from the name"),
+        key("clock", Kind::Choice(&["real", "instructions"]), Some("real"), "what guest time follows"),
+        key(
+            "seed",
+            Kind::Int { min: 0, max: i64::MAX },
+            Some("0"),
+            "start of everything random if clock = instructions",
+        ),
+    ],
+    sections: &[BOOT, DISK, CD, FLOPPY, NIC, SERIAL, CPU, ACPI, SCREEN, QUIRKS, AUTOSTART, VARS],
+    rules: &[
+        Rule::Required("name"),
+        Rule::Unique { keys: &["disk.*.slot", "cd.*.slot", "nic.*.slot", "screen.slot"], only: None, what: "PCI slot" },
+        Rule::Unique { keys: &["nic.*.mac"], only: None, what: "MAC address" },
+        Rule::Unique { keys: &["serial.*.backend"], only: Some("stdio"), what: "backend" },
+        Rule::Unique { keys: &["serial.*.address", "screen.vnc"], only: None, what: "address" },
+    ],
+    ..Section::EMPTY
+};
+
+const BOOT: Section = Section {
+    name: "boot",
+    help: "what runs first",
+    keys: &[
+        key(
+            "order",
+            Kind::List(&Kind::Choice(&["floppy", "cd", "disk", "net"])),
+            Some("disk,cd,floppy,net"),
+            "where the BIOS looks for a boot loader",
+        ),
+        key("kernel", READABLE, None, "kernel to start without any firmware"),
+        key("initrd", READABLE, None, "its initial RAM disk"),
+        key("args", Kind::Text, None, "its command line"),
+        key("firmware", READABLE, None, "firmware image instead of the built-in BIOS"),
+    ],
+    rules: &[Rule::Exclusive(&["kernel", "firmware"]), Rule::Needs("initrd", "kernel"), Rule::Needs("args", "kernel")],
+    ..Section::EMPTY
+};
+
+const DISK: Section = Section {
+    name: "disk",
+    help: "a disk",
+    shape: Shape::Array { max: 32 },
+    keys: &[
+        key("path", READABLE, None, "image file or disk device"),
+        key("model", Kind::Named("disk"), None, "controller; by default the profile's"),
+        key(
+            "format",
+            Kind::Choice(&["auto", "raw", "qcow2", "vmdk", "vhd", "vhdx"]),
+            Some("auto"),
+            "format of the image",
+        ),
+        key("readonly", Kind::Bool, Some("false"), "refuse writes"),
+        key(
+            "cache",
+            Kind::Choice(&["writeback", "writethrough", "none"]),
+            Some("writeback"),
+            "use of the host's cache",
+        ),
+        SLOT,
+    ],
+    rules: &[Rule::Required("path")],
+    ..Section::EMPTY
+};
+
+const CD: Section = Section {
+    name: "cd",
+    help: "a CD-ROM drive",
+    shape: Shape::Array { max: 4 },
+    keys: &[
+        key("path", READABLE, None, "ISO image or drive; without one the tray is empty"),
+        key("model", Kind::Named("cd"), None, "controller; by default the profile's"),
+        SLOT,
+    ],
+    ..Section::EMPTY
+};
+
+const FLOPPY: Section = Section {
+    name: "floppy",
+    help: "a floppy drive",
+    shape: Shape::Array { max: 2 },
+    keys: &[
+        key("path", READABLE, None, "image; without one the drive is empty"),
+        key("model", Kind::Named("floppy"), None, "drive; by default as large as the image needs"),
+        key("readonly", Kind::Bool, Some("false"), "write-protected"),
+    ],
+    ..Section::EMPTY
+};
+
+const NIC: Section = Section {
+    name: "nic",
+    help: "a network card",
+    shape: Shape::Array { max: 16 },
+    keys: &[
+        key("model", Kind::Named("nic"), None, "chip; by default the profile's"),
+        key("backend", Kind::Choice(&["nat", "tap", "bridge", "socket", "none"]), Some("nat"), "where the cable goes"),
+        key("mac", Kind::Mac, None, "MAC address; by default made from the name and the slot"),
+        key("forward", Kind::List(&Kind::Text), None, "ports of the host that reach the guest"),
+        key("interface", Kind::Word { max: 15 }, None, "tap interface, or bridge to join"),
+        key("path", IN_DIRECTORY, None, "socket"),
+        SLOT,
+    ],
+    rules: &[
+        Rule::OnlyWhen { key: "forward", when: "backend", is: &["nat"] },
+        Rule::OnlyWhen { key: "interface", when: "backend", is: &["tap", "bridge"] },
+        Rule::OnlyWhen { key: "path", when: "backend", is: &["socket"] },
+        Rule::NeedsWhen { key: "backend", is: "bridge", needs: "interface" },
+        Rule::NeedsWhen { key: "backend", is: "socket", needs: "path" },
+    ],
+    ..Section::EMPTY
+};
+
+const SERIAL: Section = Section {
+    name: "serial",
+    help: "a serial port; the first is COM1",
+    shape: Shape::Array { max: 4 },
+    keys: &[
+        key(
+            "backend",
+            Kind::Choice(&["stdio", "socket", "pty", "tcp", "file", "none"]),
+            None,
+            "where the other end of the cable is",
+        ),
+        key("path", IN_DIRECTORY, None, "socket, file, or name for the pty"),
+        key("address", Kind::Address, None, "TCP address to listen on"),
+    ],
+    rules: &[
+        Rule::Required("backend"),
+        Rule::NeedsWhen { key: "backend", is: "socket", needs: "path" },
+        Rule::NeedsWhen { key: "backend", is: "file", needs: "path" },
+        Rule::NeedsWhen { key: "backend", is: "tcp", needs: "address" },
+        Rule::OnlyWhen { key: "path", when: "backend", is: &["socket", "pty", "file"] },
+        Rule::OnlyWhen { key: "address", when: "backend", is: &["tcp"] },
+    ],
+    ..Section::EMPTY
+};
+
+const CPU: Section = Section {
+    name: "cpu",
+    help: "what CPUID shows",
+    keys: &[
+        key("model", Kind::Named("cpu"), None, "processor; by default the profile's"),
+        key("vendor", Kind::Choice(&["intel", "amd", "via"]), None, "vendor string"),
+        key("family", Kind::Int { min: 3, max: 270 }, None, "family, extended part included"),
+        key("number", Kind::Int { min: 0, max: 255 }, None, "model number, extended part included"),
+        key("stepping", Kind::Int { min: 0, max: 15 }, None, "stepping"),
+        key("enable", Kind::List(&Kind::Named("cpu-feature")), None, "features to add"),
+        key("disable", Kind::List(&Kind::Named("cpu-feature")), None, "features to take away"),
+        key("hypervisor", Kind::Choice(&["none", "bhyve", "kvm"]), Some("none"), "hypervisor leaf"),
+    ],
+    ..Section::EMPTY
+};
+
+const ACPI: Section = Section {
+    name: "acpi",
+    help: "firmware tables",
+    keys: &[
+        key("enabled", Kind::Bool, Some("true"), "give the guest ACPI tables"),
+        key("version", Kind::Choice(&["auto", "1.0", "2.0"]), Some("auto"), "their version"),
+        key("mptable", Kind::Bool, Some("true"), "give the guest an MP table"),
+    ],
+    ..Section::EMPTY
+};
+
+const SCREEN: Section = Section {
+    name: "screen",
+    help: "the display adapter",
+    keys: &[
+        key("model", Kind::Named("screen"), None, "adapter; by default the profile's"),
+        key("vnc", Kind::Address, None, "TCP address of the VNC server"),
+        SLOT,
+    ],
+    ..Section::EMPTY
+};
+
+const QUIRKS: Section = Section {
+    name: "quirks",
+    help: "work-arounds; auto follows guest, profile and backend",
+    keys: &[
+        key("clflush", AUTO, Some("auto"), "keep the guest from CLFLUSH on device memory"),
+        key("uhci", AUTO, Some("auto"), "leave out, or disable in the guest, a UHCI that it would hang on"),
+        key("apm", AUTO, Some("auto"), "offer the APM BIOS"),
+    ],
+    ..Section::EMPTY
+};
+
+const AUTOSTART: Section = Section {
+    name: "autostart",
+    help: "start with the host",
+    keys: &[
+        key("enabled", Kind::Bool, Some("false"), "start with the host"),
+        key("order", Kind::Int { min: 0, max: 9999 }, Some("100"), "lower ones start first"),
+        key("after", Kind::List(&NAME), None, "machines that must run before"),
+        key("delay", Kind::Duration, Some("0s"), "wait before the start"),
+        key("restart", Kind::Choice(&["never", "reboot", "failure", "always"]), Some("reboot"), "when to start again"),
+    ],
+    ..Section::EMPTY
+};
+
+const VARS: Section =
+    Section { name: "vars", help: "names of one's own, for %(vars.name)", shape: Shape::Free, ..Section::EMPTY };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Catalogue, Draft, Origin, Schema};
+    use std::collections::HashSet;
+
+    struct Nothing;
+
+    impl Catalogue for Nothing {
+        fn words(&self, class: &str) -> Vec<&str> {
+            if class == "profile" { vec!["pc"] } else { Vec::new() }
+        }
+    }
+
+    #[test]
+    fn every_default_is_a_valid_value() {
+        let mut draft = Draft::new(Origin::named("test"));
+        draft.set("name=x", &Origin::named("test"));
+        let machine = draft.check(Schema { root: &MACHINE, catalogue: &Nothing }).unwrap();
+        assert_eq!(machine.size("memory"), 256 << 20);
+        assert_eq!(machine.child("boot").words("order"), ["disk", "cd", "floppy", "net"]);
+        // Arrays have no elements by default; their keys are tried one by one.
+        let mut defaults = 0;
+        MACHINE.walk(&mut |path, _, key| {
+            let Some(default) = key.default else { return };
+            let mut draft = draft.clone();
+            draft.set(&format!("{}={default}", path.replace('*', "0")), &Origin::named(path));
+            let errors = draft.check(Schema { root: &MACHINE, catalogue: &Nothing }).err().map_or(Vec::new(), |e| e.0);
+            // The element that holds the key may want others; a key that wants another has no default.
+            assert!(errors.iter().all(|error| error.message.contains("missing")), "{errors:?}");
+            defaults += 1;
+        });
+        assert!(defaults > 15);
+    }
+
+    #[test]
+    fn names_are_unique_and_explained() {
+        fn walk(section: &Section) {
+            let mut names = HashSet::new();
+            for (name, help) in section.keys.iter().map(|key| (key.name, key.help)) {
+                assert!(names.insert(name) && !help.is_empty(), "{}.{name}", section.name);
+            }
+            for below in section.sections {
+                assert!(names.insert(below.name) && !below.help.is_empty(), "{}.{}", section.name, below.name);
+                walk(below);
+            }
+        }
+        walk(&MACHINE);
+    }
+
+    #[test]
+    fn rules_speak_of_keys_that_exist() {
+        fn walk(section: &Section) {
+            let known = |key: &str| assert!(section.keys.iter().any(|k| k.name == key), "{}.{key}", section.name);
+            for rule in section.rules {
+                match *rule {
+                    Rule::Required(key) => known(key),
+                    Rule::Exclusive(keys) => keys.iter().for_each(|key| known(key)),
+                    Rule::Needs(key, needs) | Rule::NeedsWhen { key, needs, .. } => {
+                        [key, needs].into_iter().for_each(known)
+                    }
+                    Rule::OnlyWhen { key, when, .. } => [key, when].into_iter().for_each(known),
+                    Rule::Unique { keys, .. } => {
+                        let mut paths = HashSet::new();
+                        MACHINE.walk(&mut |path, _, _| paths.extend([path.to_owned()]));
+                        assert!(keys.iter().all(|key| paths.contains(*key)), "{keys:?}");
+                    }
+                }
+            }
+            section.sections.iter().for_each(walk);
+        }
+        walk(&MACHINE);
+    }
+}

@@ -1,0 +1,179 @@
+//! The software CPU as a back end: it works everywhere, brings only the local APICs, and can drive the clock.
+//!
+//! All processors run in turn on one thread and share one code cache. Per-processor state is `Send`, so that threads can
+//! follow.
+
+use std::sync::{Arc, Mutex};
+
+use cpu::{ApicBus, Cpu, Engine, Lapic, LapicState, Regs};
+use emu::{CpuBus, IrqSink, Machine, MsiSink, Timers};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Ack, Caps, Exit, Hypervisor, Vcpu, Vm, VmConfig};
+
+/// The software CPU.
+pub struct Soft;
+
+impl Hypervisor for Soft {
+    fn name(&self) -> &'static str {
+        "soft"
+    }
+
+    fn available(&self) -> Result<String, String> {
+        Ok("works everywhere".to_owned())
+    }
+
+    fn create(&self, machine: &Arc<Machine>, config: &VmConfig) -> anyhow::Result<Arc<dyn Vm>> {
+        let bus = ApicBus::new();
+        let model = Arc::new(cpu::Model { cpus: config.cpus, ..config.model.clone() });
+        let engine = (!config.plain).then(|| Arc::new(Mutex::new(Engine::new())));
+        let vcpus = (0..config.cpus)
+            .map(|index| {
+                let lapic = Lapic::new(index, &bus, &machine.timers, model.tsc_hz);
+                let cpu_bus = CpuBus::new(machine.space.clone());
+                let cpu = Cpu::new(cpu_bus, machine.clock().clone(), lapic, model.clone(), index);
+                let vcpu = SoftVcpu { index, cpu, engine: engine.clone(), timers: machine.timers.clone() };
+                Box::new(vcpu) as Box<dyn Vcpu>
+            })
+            .collect();
+        Ok(Arc::new(SoftVm { bus, vcpus: Mutex::new(vcpus) }))
+    }
+}
+
+/// INTR and NMI of processor 0.
+struct Pins(Arc<Lapic>);
+
+impl IrqSink for Pins {
+    fn set_irq(&self, line: u32, level: bool) {
+        if line == 0 { self.0.set_lint0(level) } else { self.0.set_lint1(level) }
+    }
+}
+
+struct SoftVm {
+    bus: Arc<ApicBus>,
+    vcpus: Mutex<Vec<Box<dyn Vcpu>>>,
+}
+
+impl Vm for SoftVm {
+    fn caps(&self) -> Caps {
+        Caps { lapic: true, a20: true, one_thread: true, instruction_clock: true, ..Caps::default() }
+    }
+
+    fn take_vcpus(&self) -> Vec<Box<dyn Vcpu>> {
+        std::mem::take(&mut self.vcpus.lock().unwrap())
+    }
+
+    fn msi(&self) -> Arc<dyn MsiSink> {
+        self.bus.clone()
+    }
+
+    fn pins(&self) -> Arc<dyn IrqSink> {
+        Arc::new(Pins(self.bus.lapics()[0].clone()))
+    }
+
+    fn on_ack(&self, ack: Ack) {
+        self.bus.lapics()[0].on_ack(ack);
+    }
+
+    fn on_eoi(&self, eoi: Box<dyn Fn(u8) + Send + Sync>) {
+        self.bus.on_eoi(eoi);
+    }
+
+    fn set_a20(&self, open: bool) {
+        self.bus.set_a20(open);
+    }
+
+    fn kick(&self, vcpu: u32) {
+        if let Some(lapic) = self.bus.lapics().get(vcpu as usize) {
+            lapic.kick();
+        }
+    }
+
+    fn on_wake(&self, wake: Box<dyn Fn() + Send + Sync>) {
+        let wake = Arc::new(wake);
+        for lapic in self.bus.lapics() {
+            let wake = wake.clone();
+            lapic.on_wake(move || wake());
+        }
+    }
+}
+
+struct SoftVcpu {
+    index: u32,
+    cpu: Cpu,
+    engine: Option<Arc<Mutex<Engine>>>,
+    timers: Arc<Timers>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    regs: Regs,
+    icount: u64,
+    lapic: LapicState,
+    deadline: Option<u64>,
+}
+
+impl Vcpu for SoftVcpu {
+    fn index(&self) -> u32 {
+        self.index
+    }
+
+    fn run(&mut self, insns: u64) -> Exit {
+        let limit = self.cpu.icount().saturating_add(insns);
+        let exit = match &self.engine {
+            Some(engine) => engine.lock().unwrap().run(&mut self.cpu, limit, &self.timers),
+            None => self.cpu.run_plain(limit, &self.timers),
+        };
+        match exit {
+            cpu::Exit::Limit => Exit::Slice,
+            cpu::Exit::Kicked => Exit::Kicked,
+            cpu::Exit::Halted => Exit::Halted,
+            cpu::Exit::Shutdown => Exit::TripleFault(self.cpu.report()),
+        }
+    }
+
+    fn dead(&self) -> bool {
+        self.cpu.dead()
+    }
+
+    fn regs(&self) -> anyhow::Result<Regs> {
+        Ok(self.cpu.regs())
+    }
+
+    fn set_regs(&mut self, regs: &Regs) -> anyhow::Result<()> {
+        self.cpu.set_regs(regs);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.cpu.reset();
+        self.cpu.lapic().reset();
+    }
+
+    fn nmi(&mut self) {
+        self.cpu.lapic().nmi();
+    }
+
+    fn init(&mut self) {
+        self.cpu.init();
+    }
+
+    fn icount(&self) -> Option<u64> {
+        Some(self.cpu.icount())
+    }
+
+    fn save(&self) -> anyhow::Result<Value> {
+        let (lapic, deadline) = self.cpu.lapic().save();
+        let saved = Saved { regs: self.cpu.regs(), icount: self.cpu.icount(), lapic, deadline };
+        Ok(serde_json::to_value(saved)?)
+    }
+
+    fn load(&mut self, state: Value) -> anyhow::Result<()> {
+        let saved: Saved = serde_json::from_value(state)?;
+        self.cpu.set_regs(&saved.regs);
+        self.cpu.set_icount(saved.icount);
+        self.cpu.lapic().load(saved.lapic, saved.deadline);
+        Ok(())
+    }
+}
