@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use boot::platform::{
-    AcpiVersion, Chassis, Cpu, Identity, IoApic as IoApicInfo, IsaOverride, IsaPort, Link, Pci, Pin as RoutePin, Platform, Pm,
-    Polarity, Processor, Route, Router, Smi, Trigger,
+    AcpiVersion, Chassis, Cpu, Identity, IoApic as IoApicInfo, IsaOverride, IsaPort, Link, Pci, Pin as RoutePin,
+    Platform, Pm, Polarity, Processor, Route, Router, Smi, Trigger,
 };
 use emu::{Backends, Bdf, DeviceCell, IrqLine, IrqSink, Machine, Pin, RamAddr};
 use hv::Vm;
@@ -93,9 +93,9 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     let apic_pins = std::array::from_fn(|n| IrqLine::new(ioapic.clone(), u32::from(PIRQ_GSI) + n as u32));
     let pirq = Pirq::new(machine, apic_pins);
     let pirq_wires: Vec<IrqLine> = (0..4).map(|n| IrqLine::new(pirq.clone(), n)).collect();
-    machine.pci.set_routing(Box::new(move |bdf: Bdf, pin: Pin| {
-        pirq_wires[pirq_of(bdf.dev, pin as u8) as usize].clone()
-    }));
+    machine
+        .pci
+        .set_routing(Box::new(move |bdf: Bdf, pin: Pin| pirq_wires[pirq_of(bdf.dev, pin as u8) as usize].clone()));
 
     Mechanism1::new(machine);
     let part = |name: &str, bdf: Option<Bdf>, create: Create| -> Result<Arc<DeviceCell>> {
@@ -182,10 +182,7 @@ pub fn platform(
         // The id follows the processors'.
         ioapic: Some(IoApicInfo { id: cpus as u8, base: IOAPIC_BASE, version: 0x11, pins: 24 }),
         pic: true,
-        overrides: vec![
-            IsaOverride { irq: 0, gsi: 2, polarity: Polarity::Bus, trigger: Trigger::Bus },
-            level(9),
-        ],
+        overrides: vec![IsaOverride { irq: 0, gsi: 2, polarity: Polarity::Bus, trigger: Trigger::Bus }, level(9)],
         pci: Pci {
             links,
             router: Some(Router { device: south, function: 0, compatible: (0x8086, 0x122e), allowed: 0x0e20 }),

@@ -11,18 +11,17 @@ pub fn apply(regs: &mut cpu::Regs, entry: &Entry) {
     regs.rip = entry.rip;
     regs.rflags = entry.rflags;
     (regs.cr0, regs.cr3, regs.cr4) = (entry.cr0, entry.cr3, entry.cr4);
-    regs.msr.efer = entry.efer;
+    regs.msrs.efer = entry.efer;
     regs.gdtr = cpu::Table { base: entry.gdt.base, limit: entry.gdt.limit };
     regs.idtr = cpu::Table { base: entry.idt.base, limit: entry.idt.limit };
-    let segment = |s: &boot::Segment| cpu::Segment {
-        selector: s.selector,
-        base: s.base,
-        limit: s.limit,
-        access: s.access,
-    };
-    for (n, s) in [&entry.es, &entry.cs, &entry.ss, &entry.ds, &entry.fs, &entry.gs].into_iter().enumerate() {
-        regs.seg[n] = segment(s);
-    }
+    let segment =
+        |s: &boot::Segment| cpu::Segment { selector: s.selector, base: s.base, limit: s.limit, access: s.access };
+    regs.es = segment(&entry.es);
+    regs.cs = segment(&entry.cs);
+    regs.ss = segment(&entry.ss);
+    regs.ds = segment(&entry.ds);
+    regs.fs = segment(&entry.fs);
+    regs.gs = segment(&entry.gs);
     regs.ldtr = segment(&entry.ldt);
     regs.tr = segment(&entry.tr);
 }

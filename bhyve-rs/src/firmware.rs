@@ -20,7 +20,8 @@ pub fn assign(machine: &Arc<Machine>, platform: &Platform) -> Result<()> {
     let end = u64::from(*platform.pci.window32.end()) + 1;
     let functions = machine.pci.functions();
     // The largest first, so that alignment wastes nothing.
-    let mut bars: Vec<_> = functions.iter().flat_map(|f| f.bars().into_iter().map(move |(n, bar)| (f, n, bar))).collect();
+    let mut bars: Vec<_> =
+        functions.iter().flat_map(|f| f.bars().into_iter().map(move |(n, bar)| (f, n, bar))).collect();
     bars.sort_by_key(|(f, n, bar)| (std::cmp::Reverse(bar.len), f.bdf(), *n));
     for (f, n, bar) in bars {
         let next = if bar.kind == BarKind::Io { &mut io } else { &mut mem };
@@ -65,7 +66,14 @@ pub fn assign(machine: &Arc<Machine>, platform: &Platform) -> Result<()> {
         }
     }
     // PCI interrupts and the SCI are level triggered.
-    let level: u16 = platform.pci.links.iter().filter_map(|l| l.irq).chain(platform.pm.map(|p| p.sci)).map(|i| 1 << i).fold(0, |a, b| a | b);
+    let level: u16 = platform
+        .pci
+        .links
+        .iter()
+        .filter_map(|l| l.irq)
+        .chain(platform.pm.map(|p| p.sci))
+        .map(|i| 1 << i)
+        .fold(0, |a, b| a | b);
     let mut bus = emu::CpuBus::new(machine.space.clone());
     bus.pio_write(0x4d0, 1, u32::from(level & 0xff));
     bus.pio_write(0x4d1, 1, u32::from(level >> 8));

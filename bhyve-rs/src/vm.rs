@@ -123,11 +123,9 @@ impl Instance {
         let ram = Arc::new(Ram::new(spec.memory + (64 << 20)).context("cannot reserve guest memory")?);
         let block = ram.alloc("ram", spec.memory).context("cannot allocate guest memory")?;
         let space = AddressSpace::new(ram);
-        for (base, len, at) in [
-            (0, 0xa_0000, 0),
-            (0x10_0000, low.saturating_sub(0x10_0000), 0x10_0000),
-            (1 << 32, spec.memory - low, low),
-        ] {
+        for (base, len, at) in
+            [(0, 0xa_0000, 0), (0x10_0000, low.saturating_sub(0x10_0000), 0x10_0000), (1 << 32, spec.memory - low, low)]
+        {
             let id = space.add_memory(base, len, 0, Rights::ReadWrite, Backing::Ram(RamAddr(block.start.0 + at)));
             space.enable(id, base, true);
         }

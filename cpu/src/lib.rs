@@ -1,1 +1,56 @@
-//! A software x86 processor. No operating system, no knowledge of devices.
+//! A software x86 processor: 8086 to x86-64-v2, from real mode to long mode, with its local APIC.
+//!
+//! No operating system, no knowledge of devices: the processor sees a [`emu::CpuBus`], a [`emu::Clock`] and guest memory.
+//! It is used three times: as the `soft` back end; as the executor of single instructions that a hypervisor hands to user
+//! space; and in tests as an oracle and as the subject of comparison with the host's own processor.
+//!
+//! An instruction is decoded once into an [`insn::Insn`] of 32 bytes, half a cache line, whose first word is the function
+//! that executes it. The plain interpreter ([`Cpu::step`]) decodes and calls one at a time, for ever as an oracle. The
+//! engine ([`engine`]) caches runs of decoded instructions by the memory they came from. Both call the same handlers.
+//!
+//! # How handlers are written
+//! * `fn(&mut Cpu, &Insn) -> Res`. `Err(Stop)` means that the instruction did not complete and that [`Cpu::stop`] says why.
+//! * Restartable: compute, touch memory (may fault), and only then write registers and flags. Where two memory operands
+//!   are written, probe first.
+//! * `cpu.rip` already points behind the block when a handler runs; only handlers that end a block (`END`) may write it.
+//!   The address of the next instruction is [`Cpu::next_rip`].
+//! * Memory is reached by linear address with [`Cpu::load`], [`Cpu::store`] and [`Cpu::load_rmw`]; guest RAM is never
+//!   borrowed.
+
+mod control;
+mod cpuid;
+mod debug;
+mod decode;
+#[cfg(test)]
+mod difftest;
+mod engine;
+mod exec;
+mod flags;
+mod fpu;
+mod gates;
+mod insn;
+mod intr;
+mod io;
+mod lapic;
+mod mem;
+mod msr;
+mod regs;
+mod report;
+mod run;
+mod seg;
+pub mod softfloat;
+mod sse;
+mod state;
+mod sys;
+#[cfg(test)]
+mod systests;
+mod tables;
+mod task;
+mod tlb;
+mod walk;
+
+pub use engine::Engine;
+pub use lapic::{ApicBus, Lapic, LapicState, Message};
+pub use regs::Regs;
+pub use run::{Exit, NS_PER_INSN};
+pub use state::{Cpu, Fault, Model, Msrs, Segment, Table};

@@ -32,7 +32,7 @@ impl Hypervisor for Soft {
             .map(|index| {
                 let lapic = Lapic::new(index, &bus, &machine.timers, model.tsc_hz);
                 let cpu_bus = CpuBus::new(machine.space.clone());
-                let cpu = Cpu::new(cpu_bus, machine.clock().clone(), lapic, model.clone(), index);
+                let cpu = Cpu::new(model.clone(), cpu_bus, machine.clock().clone(), lapic);
                 let vcpu = SoftVcpu { index, cpu, engine: engine.clone(), timers: machine.timers.clone() };
                 Box::new(vcpu) as Box<dyn Vcpu>
             })
@@ -109,7 +109,6 @@ struct SoftVcpu {
 #[derive(Serialize, Deserialize)]
 struct Saved {
     regs: Regs,
-    icount: u64,
     lapic: LapicState,
     deadline: Option<u64>,
 }
@@ -156,7 +155,7 @@ impl Vcpu for SoftVcpu {
     }
 
     fn init(&mut self) {
-        self.cpu.init();
+        self.cpu.lapic().request_init();
     }
 
     fn icount(&self) -> Option<u64> {
@@ -165,14 +164,13 @@ impl Vcpu for SoftVcpu {
 
     fn save(&self) -> anyhow::Result<Value> {
         let (lapic, deadline) = self.cpu.lapic().save();
-        let saved = Saved { regs: self.cpu.regs(), icount: self.cpu.icount(), lapic, deadline };
+        let saved = Saved { regs: self.cpu.regs(), lapic, deadline };
         Ok(serde_json::to_value(saved)?)
     }
 
     fn load(&mut self, state: Value) -> anyhow::Result<()> {
         let saved: Saved = serde_json::from_value(state)?;
         self.cpu.set_regs(&saved.regs);
-        self.cpu.set_icount(saved.icount);
         self.cpu.lapic().load(saved.lapic, saved.deadline);
         Ok(())
     }
