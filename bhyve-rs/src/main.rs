@@ -1,42 +1,87 @@
 //! bhyve-rs: the user space of a hypervisor, for BSD people.
 
 mod board;
+mod config;
 mod entry;
 mod firmware;
 mod vm;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use clap::Parser;
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
 
-use crate::vm::{Ended, Instance, Kernel, Spec};
+use crate::vm::{Ended, Instance, Spec};
 
+/// Runs BSD guests, old ones above all, on the hardware that they have drivers for.
 #[derive(Parser)]
-struct Args {
-    /// Kernel to start.
-    #[arg(long)]
-    kernel: PathBuf,
-    #[arg(long)]
-    initrd: Option<PathBuf>,
-    #[arg(long, default_value = "")]
-    args: String,
-    #[arg(long, default_value_t = 256)]
-    memory: u64,
-    #[arg(long, default_value_t = 1)]
-    cpus: u32,
-    #[arg(long)]
-    plain: bool,
-    #[arg(long)]
-    instruction_clock: bool,
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the machine of a configuration file until it ends.
+    Run(RunArgs),
+    /// Check a configuration file and print everything that is wrong with it.
+    Check {
+        /// Configuration file.
+        file: PathBuf,
+    },
+    /// Boot the embedded demo guest.
+    Demo(RunOptions),
+    /// Show the back ends of this host and which one `auto` takes.
+    Info,
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// Configuration file.
+    #[arg(short, long = "config", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set a key, over the file: -o memory=1G.
+    #[arg(short = 'o', value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Kernel to start; as -o boot.kernel=PATH.
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<String>,
+    /// Its initial RAM disk; as -o boot.initrd=PATH.
+    #[arg(long, value_name = "PATH")]
+    initrd: Option<String>,
+    /// Its command line; as -o boot.args=TEXT.
+    #[arg(long, value_name = "TEXT")]
+    args: Option<String>,
+    #[command(flatten)]
+    options: RunOptions,
+}
+
+#[derive(Args, Default)]
+struct RunOptions {
+    /// Report instructions, time and speed at the end.
     #[arg(long)]
     stats: bool,
+    /// Interpret instruction by instruction, without the code cache (slow; for checking the engine).
+    #[arg(long)]
+    plain: bool,
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let cli = Cli::parse();
+    let ended = match cli.command {
+        Some(Command::Run(args)) => run(&args),
+        Some(Command::Check { file }) => check(&file),
+        Some(Command::Demo(options)) => demo(&options),
+        Some(Command::Info) => info(),
+        None if cli.run.config.is_none() && cli.run.kernel.is_none() => demo(&cli.run.options),
+        None => run(&cli.run),
+    };
+    match ended {
         Ok(ended) => ExitCode::from(ended as u8),
         Err(e) => {
             eprintln!("bhyve-rs: {e:#}");
@@ -45,42 +90,98 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<Ended> {
-    let start = Instant::now();
-    let read = |p: &PathBuf| std::fs::read(p).with_context(|| p.display().to_string());
-    let spec = Spec {
-        cpus: args.cpus,
-        memory: args.memory << 20,
-        board: board::Kind::Pc,
-        model: cpu::Model::default(),
-        plain: args.plain,
-        instruction_clock: args.instruction_clock,
-        rtc_start: 1_262_304_000,
-        uuid: [0; 16],
-        kernel: Kernel {
-            name: args.kernel.display().to_string(),
-            bytes: read(&args.kernel)?,
-            initrd: args.initrd.as_ref().map(read).transpose()?,
-            args: args.args.clone(),
-        },
+fn check(file: &Path) -> Result<Ended> {
+    match config::read(file, &[]) {
+        // `check` has nothing to reboot: 0 is the status of success here.
+        Ok(_) => Ok(Ended::Reboot),
+        Err(errors) => {
+            eprintln!("{errors}");
+            Ok(Ended::Error)
+        }
+    }
+}
+
+fn run(args: &RunArgs) -> Result<Ended> {
+    let mut set = Vec::new();
+    if args.config.is_none() {
+        set.push("name=guest".to_owned());
+        set.push("serial.0.backend=stdio".to_owned());
+    }
+    set.extend(args.set.iter().cloned());
+    for (key, value) in [("kernel", &args.kernel), ("initrd", &args.initrd), ("args", &args.args)] {
+        set.extend(value.iter().map(|v| format!("boot.{key}={v}")));
+    }
+    let checked = match &args.config {
+        Some(file) => config::read(file, &set),
+        None => config::from_settings(&set),
     };
+    match checked {
+        Ok(node) => {
+            let spec = config::spec(&node, args.options.plain)?;
+            start(&spec, &node, &args.options)
+        }
+        Err(errors) => {
+            eprintln!("{errors}");
+            Ok(Ended::Error)
+        }
+    }
+}
+
+fn demo(options: &RunOptions) -> Result<Ended> {
+    #[cfg(probe)]
+    {
+        let node =
+            config::from_settings(&["name=demo", "memory=64M", "serial.0.backend=stdio", "boot.kernel=/dev/null"])
+                .map_err(|e| anyhow::anyhow!("{e}"))?;
+        let mut spec = config::spec(&node, options.plain)?;
+        spec.kernel.name = "the embedded demo guest".to_owned();
+        spec.kernel.bytes = include_bytes!(env!("PROBE_ELF")).to_vec();
+        spec.kernel.args = "demo".to_owned();
+        let ended = start(&spec, &node, options)?;
+        // Its power-off is the demo's success.
+        Ok(if ended == Ended::PowerOff { Ended::Reboot } else { ended })
+    }
+    #[cfg(not(probe))]
+    {
+        let _ = options;
+        anyhow::bail!("this build has no embedded demo guest: it needs an x86-64 host; try --kernel")
+    }
+}
+
+fn info() -> Result<Ended> {
+    use hv::Hypervisor;
+    println!("bhyve-rs {}", env!("CARGO_PKG_VERSION"));
+    let soft = hv::Soft;
+    match soft.available() {
+        Ok(why) => println!("{:<6} yes  {why}", soft.name()),
+        Err(why) => println!("{:<6} no   {why}", soft.name()),
+    }
+    for (name, why) in [("kvm", "not in this version yet"), ("vmm", "not in this version yet")] {
+        println!("{name:<6} no   {why}");
+    }
+    println!("auto takes soft: it is the only back end of this version");
+    Ok(Ended::Reboot)
+}
+
+fn start(spec: &Spec, node: &cfg::Node, options: &RunOptions) -> Result<Ended> {
+    let begun = Instant::now();
     let gate = host::Gate::new();
-    let console = host::Stdio::open(&gate, true, spec.instruction_clock)?;
-    let flush = console.flusher();
-    let instance = Instance::new(&spec, gate, &hv::Soft, vec![Some(Box::new(console))])?;
+    let mut consoles = config::consoles(node, &gate, spec.instruction_clock)?;
+    let instance = Instance::new(spec, gate, &hv::Soft, std::mem::take(&mut consoles.devices))?;
     let (ended, why) = instance.run();
-    flush();
+    consoles.flush();
     if let Some(why) = why {
         eprintln!("bhyve-rs: {why}");
     }
-    if args.stats {
-        let s = instance.stats(start);
+    if options.stats {
+        let s = instance.stats(begun);
+        let n = s.instructions.unwrap_or(0);
         eprintln!(
-            "{ended:?}: {} instructions, {:.2} s, {:.2} guest s, {:.1} MIPS",
-            s.instructions.unwrap_or(0),
+            "{}: {n} instructions, {:.2} s, {:.2} guest s, {:.1} MIPS",
+            ended.text(),
             s.seconds,
             s.guest_seconds,
-            s.instructions.unwrap_or(0) as f64 / s.seconds / 1e6
+            n as f64 / s.seconds / 1e6
         );
     }
     Ok(ended)

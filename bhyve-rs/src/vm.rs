@@ -56,6 +56,8 @@ pub struct Spec {
     pub rtc_start: i64,
     /// SMBIOS UUID.
     pub uuid: [u8; 16],
+    /// Give the guest ACPI tables.
+    pub acpi: bool,
     /// The kernel.
     pub kernel: Kernel,
 }
@@ -74,6 +76,19 @@ pub enum Ended {
     TripleFault = 3,
     /// Something went wrong on our side.
     Error = 4,
+}
+
+impl Ended {
+    /// In words.
+    pub fn text(self) -> &'static str {
+        match self {
+            Ended::Reboot => "rebooted",
+            Ended::PowerOff => "powered off",
+            Ended::Halt => "halted",
+            Ended::TripleFault => "triple fault",
+            Ended::Error => "error",
+        }
+    }
 }
 
 /// What the main thread hears of.
@@ -150,7 +165,10 @@ impl Instance {
                 .map_err(|e| anyhow::anyhow!(e))?;
         }
 
-        let platform = board::platform(spec.board, spec.cpus, &spec.model, low, ports, spec.uuid);
+        let mut platform = board::platform(spec.board, spec.cpus, &spec.model, low, ports, spec.uuid);
+        if !spec.acpi {
+            platform.acpi = None;
+        }
         let mut map = MemoryMap::new(spec.memory, LOW_LIMIT)?;
         let tables = boot::tables::build(&platform, &mut map)?;
         let layout = Layout { map: &map, rsdp: tables.rsdp, vga_text: false, long_mode: true };

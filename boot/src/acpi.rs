@@ -1,9 +1,10 @@
 //! ACPI's static tables: RSDP, RSDT, XSDT, FADT, FACS, MADT, HPET.
 //!
-//! Version 1 is ACPI 1.0: a root pointer of 20 bytes, 32-bit table pointers and the FADT of 116 bytes. Version 2 adds the
-//! extended root pointer, an XSDT beside the RSDT and the FADT of ACPI 2.0 (revision 3, 244 bytes) with reset register
-//! and 64-bit addresses. Systems of 2009 read either; the older ones among them read only the first form's fields.
-//! The AML is in the `dsdt` module. Source: ACPI specifications 1.0b and 2.0c chapter 5; HPET specification 1.0a 3.2.4.
+//! Version 1 is ACPI 1.0: a root pointer of 20 bytes, 32-bit table pointers and the FADT of 116 bytes. Version 2 adds
+//! the extended root pointer, an XSDT beside the RSDT and the FADT of ACPI 2.0 (revision 3, 244 bytes) with reset
+//! register and 64-bit addresses. Systems of 2009 read either; the older ones among them read only the first form's
+//! fields. The AML is in the `dsdt` module. Source: ACPI specifications 1.0b and 2.0c chapter 5; HPET specification
+//! 1.0a 3.2.4.
 
 use crate::bytes::{Put, set};
 use crate::dsdt;

@@ -1,10 +1,11 @@
 //! The DSDT: what AML the machine offers, and why so little.
 //!
-//! The guests that matter most have AML interpreters of 2007 to 2012 (ACPICA in FreeBSD 7 to 9, OpenBSD's own), so only
-//! ACPI 1.0 opcodes appear, every name is defined before it is used, and no method loops or waits. Contents: the PCI host
-//! bridge with its windows, the interrupt link devices over the router's PIRQ registers, `_PRT` for both interrupt
-//! modes (`\_PIC` chooses), the ISA devices that are present, processors, and soft off. There is no `_S3` or `_S4`:
-//! with those listed a guest would sleep and find no firmware to wake it. The power button is a fixed feature.
+//! The guests that matter most have AML interpreters of 2007 to 2012 (ACPICA in FreeBSD 7 to 9, OpenBSD's own), so
+//! only ACPI 1.0 opcodes appear, every name is defined before it is used, and no method loops or waits. Contents: the
+//! PCI host bridge with its windows, the interrupt link devices over the router's PIRQ registers, `_PRT` for both
+//! interrupt modes (`\_PIC` chooses), the ISA devices that are present, processors, and soft off. There is no `_S3`
+//! or `_S4`: with those listed a guest would sleep and find no firmware to wake it. The power button is a fixed
+//! feature.
 //!
 //! Source: ACPI specification 1.0b chapters 5, 6 and 15, 2.0 for the `\_PIC` protocol; EISA ids from the PNP list.
 
@@ -75,7 +76,8 @@ impl Aml for Processor {
     }
 }
 
-/// Small IRQ descriptor. PCI links say level, active low, shared; ISA devices leave the flags out: edge, high, exclusive.
+/// Small IRQ descriptor. PCI links say level, active low, shared; ISA devices leave the flags out: edge, high,
+/// exclusive.
 struct Irq {
     mask: u16,
     pci: bool,
@@ -97,7 +99,8 @@ impl Aml for Irq {
     }
 }
 
-/// DMA descriptor: one 8-bit channel, compatible timing. Channel 4 is the cascade and counts as bus master, 8 and 16 bit.
+/// DMA descriptor: one 8-bit channel, compatible timing. Channel 4 is the cascade and counts as bus master, 8 and 16
+/// bit.
 struct Dma(u8);
 
 impl Aml for Dma {

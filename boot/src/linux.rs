@@ -1,10 +1,11 @@
 //! The Linux x86 boot protocol: bzImage files, and the "zero page" for plain ELF kernels.
 //!
 //! The real-mode setup code in front of a bzImage is never run: it would only ask a BIOS what we know already. Its
-//! header (file offset 0x1F1) is copied into a `boot_params` page, the protected-mode part goes to the address that the
-//! header asks for, and the kernel is entered in 64-bit mode where it offers that (XLF_KERNEL_64) and the processor can,
-//! else in flat 32-bit mode. Protocol 2.02 (Linux 2.4.0) is the oldest taken: older ones have no command line pointer.
-//! memtest86+ 6 and later speaks the same protocol in both forms, without the relocation and initrd parts.
+//! header (file offset 0x1F1) is copied into a `boot_params` page, the protected-mode part goes to the address that
+//! the header asks for, and the kernel is entered in 64-bit mode where it offers that (XLF_KERNEL_64) and the
+//! processor can, else in flat 32-bit mode. Protocol 2.02 (Linux 2.4.0) is the oldest taken: older ones have no
+//! command line pointer. memtest86+ 6 and later speaks the same protocol in both forms, without the relocation and
+//! initrd parts.
 //!
 //! Source: Documentation/arch/x86/boot.rst and zero-page.rst of the Linux tree.
 
@@ -374,8 +375,8 @@ pub(crate) mod tests {
         let error = load(&bzimage(4096), Some(&initrd), "", &layout(&map)).unwrap_err().to_string();
         assert_eq!(
             error,
-            "does not fit: the kernel needs 0x3f98000 bytes (init_size) at 0x1000000 + initrd 20971521 bytes = 100 MiB, \
-             the guest has 96 MiB of RAM"
+            "does not fit: the kernel needs 0x3f98000 bytes (init_size) at 0x1000000 + initrd 20971521 bytes \
+             = 100 MiB, the guest has 96 MiB of RAM"
         );
     }
 

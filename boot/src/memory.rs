@@ -1,9 +1,10 @@
 //! The guest-physical memory map of a PC, as INT 15h E820 and every boot protocol tell it.
 //!
-//! RAM fills the space from zero up to the low limit (the start of the PCI hole), the rest is moved above 4 GiB. Below
-//! 1 MiB the map is what a BIOS of the time reports: conventional memory to 0x9FC00, one KiB of extended BIOS data area,
-//! and the BIOS at 0xF0000. The display window and option ROM space between are left unlisted, as BIOSes do: Linux marks
-//! reserved entries below 1 MiB busy, and a busy 0xA0000 keeps frame buffer drivers from claiming their own window.
+//! RAM fills the space from zero up to the low limit (the start of the PCI hole), the rest is moved above 4 GiB.
+//! Below 1 MiB the map is what a BIOS of the time reports: conventional memory to 0x9FC00, one KiB of extended BIOS
+//! data area, and the BIOS at 0xF0000. The display window and option ROM space between are left unlisted, as BIOSes
+//! do: Linux marks reserved entries below 1 MiB busy, and a busy 0xA0000 keeps frame buffer drivers from claiming
+//! their own window.
 //!
 //! Firmware tables then take their share of low RAM through [`MemoryMap::reserve`].
 

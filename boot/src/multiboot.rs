@@ -1,4 +1,5 @@
-//! Multiboot 1: the protocol of GRUB legacy. NetBSD/i386 kernels (4.0 and later) and many hobby kernels have its header.
+//! Multiboot 1: the protocol of GRUB legacy. NetBSD/i386 kernels (4.0 and later) and many hobby kernels have its
+//! header.
 //!
 //! The kernel is ELF, or any file when header flag 16 gives load addresses. It starts in flat 32-bit mode with EAX
 //! 0x2BADB002 and EBX pointing at the information structure: memory sizes, memory map, command line, one module for the

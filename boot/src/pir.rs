@@ -1,7 +1,8 @@
 //! The $PIR table: how PCI interrupts reach the 8259 pair, for systems that use neither ACPI nor APICs.
 //!
-//! i386 BSDs and Linux with `acpi=off noapic` read it, then work the router's registers by themselves: the link values
-//! are the register numbers, as every PIIX driver takes them. Source: Microsoft PCI IRQ Routing Table Specification 1.0.
+//! i386 BSDs and Linux with `acpi=off noapic` read it, then work the router's registers by themselves: the link
+//! values are the register numbers, as every PIIX driver takes them. Source: Microsoft PCI IRQ Routing Table
+//! Specification 1.0.
 
 use crate::bytes::{Put, set};
 use crate::platform::{Pin, Platform};

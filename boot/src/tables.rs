@@ -1,9 +1,9 @@
 //! Lays out all firmware tables in guest memory.
 //!
-//! What a guest finds by searching (RSDP, MP floating pointer, $PIR, SMBIOS entry point) lies on paragraph boundaries in
-//! the lower half of the BIOS segment at 0xF0000; the other half is left to the BIOS itself, whose entry points are at
-//! fixed addresses there. The ACPI tables lie at the top of low RAM, listed as reclaimable, and the FACS behind them
-//! in a page of non-volatile storage since the guest writes to it.
+//! What a guest finds by searching (RSDP, MP floating pointer, $PIR, SMBIOS entry point) lies on paragraph boundaries
+//! in the lower half of the BIOS segment at 0xF0000; the other half is left to the BIOS itself, whose entry points
+//! are at fixed addresses there. The ACPI tables lie at the top of low RAM, listed as reclaimable, and the FACS
+//! behind them in a page of non-volatile storage since the guest writes to it.
 
 use crate::acpi::{self, FACS_LEN};
 use crate::bytes::{Put, round_up};

@@ -539,7 +539,7 @@ mod tests {
     #[test]
     fn random_bytes_decode_as_another_decoder_sees_them() {
         let mut rng = Rng::new(2024);
-        let count: u64 = std::env::var("BHYVE_RS_DECODE_CASES").map_or(1_000_000, |n| n.parse().unwrap());
+        let count: u64 = std::env::var("BHYVE_RS_DECODE_CASES").map_or(300_000, |n| n.parse().unwrap());
         let (mut valid, mut invalid) = (0, 0);
         for _ in 0..count {
             let b = bytes(&mut rng);
@@ -557,7 +557,8 @@ mod tests {
             } else if offered(&theirs) {
                 valid += 1;
                 let i = ours.unwrap_or_else(|_| panic!("{text}"));
-                assert!(!is_undefined(&i), "{text}");
+                // UD0, UD1 and UD2 are instructions there.
+                assert!(!is_undefined(&i) || matches!(i.op, 0x0f0b | 0x0fb9 | 0x0fff), "{text}");
                 assert_eq!(usize::from(i.len), theirs.len(), "{text}");
                 check_operand(&i, &theirs, &text);
             } else if let Ok(i) = ours {
@@ -573,6 +574,60 @@ mod tests {
     fn ours_alone(i: &Insn, mode: Mode) -> bool {
         let d = Dec { mode, op: i.op, mem: true, modrm: i.reg << 3, ..Dec::default() };
         family(&d) as usize == exec::select as *const () as usize
+    }
+
+    #[test]
+    fn an_instruction_that_is_cut_off_wants_more_and_one_of_16_bytes_is_too_long() {
+        let code = [0x66, 0x2e, 0xf7, 0x84, 0x8b, 0x78, 0x56, 0x34, 0x12, 0xcd, 0xab];
+        for n in 0..code.len() {
+            assert_eq!(decode(&code[..n], FLAT32).unwrap_err(), DecodeError::NeedMore);
+        }
+        assert_eq!(decode(&code, FLAT32).unwrap().len, 11);
+        let mut long = [0x66; 16];
+        long[14] = 0x90;
+        assert_eq!(decode(&long, FLAT32).unwrap().len, 15);
+        (long[14], long[15]) = (0x66, 0x90);
+        assert_eq!(decode(&long, FLAT32).unwrap_err(), DecodeError::TooLong);
+        assert_eq!(decode(&long[..15], FLAT32).unwrap_err(), DecodeError::TooLong);
+    }
+
+    #[test]
+    fn a_rex_prefix_counts_only_before_the_opcode() {
+        let i = decode(&[0x48, 0x66, 0x89, 0xc3], LONG).unwrap();
+        assert_eq!(i.flags >> OSIZE_SHIFT, 0);
+        let i = decode(&[0x66, 0x48, 0x89, 0xc3], LONG).unwrap();
+        assert_eq!(i.flags >> OSIZE_SHIFT, 2);
+        // SPL with any REX, AH without.
+        assert_eq!(decode(&[0x40, 0x8a, 0x23], LONG).unwrap().reg, 4);
+        assert_eq!(decode(&[0x8a, 0x23], LONG).unwrap().reg, 0x80);
+    }
+
+    #[test]
+    fn vector_encodings_are_undefined_and_far_pointer_loads_are_not() {
+        for code in [[0xc5u8, 0xf8, 0x77, 0, 0, 0], [0xc4, 0xe2, 0x79, 0, 0, 0], [0x62, 0xf1, 0x7c, 0x48, 0x10, 0]] {
+            assert!(is_undefined(&decode(&code, LONG).unwrap()));
+            assert!(is_undefined(&decode(&code, FLAT32).unwrap()));
+        }
+        // LDS, LES and BOUND.
+        for code in [[0xc5u8, 0x03], [0xc4, 0x03], [0x62, 0x03]] {
+            assert!(!is_undefined(&decode(&code, FLAT32).unwrap()));
+            assert!(is_undefined(&decode(&[code[0], code[1], 0, 0], LONG).unwrap()));
+        }
+    }
+
+    #[test]
+    fn an_instruction_moved_into_its_block_still_finds_its_operand() {
+        let mut i = decode(&[0x8b, 0x05, 0x10, 0, 0, 0], LONG).unwrap();
+        assert_eq!((i.base, i.disp, i.next), (BLOCK, 0x16, 6));
+        assert!(rebase(&mut i, 100));
+        assert_eq!((i.disp, i.next), (0x16 + 100, 106));
+        let mut i = decode(&[0x8b, 0x05, 0xf0, 0xff, 0xff, 0x7f], LONG).unwrap();
+        let before = (i.disp, i.next);
+        assert!(!rebase(&mut i, 100), "2 GiB ahead is as far as it goes");
+        assert_eq!((i.disp, i.next), before);
+        let mut i = decode(&[0x8b, 0x45, 0x10], LONG).unwrap();
+        assert!(rebase(&mut i, 100));
+        assert_eq!((i.disp, i.next), (0x10, 103));
     }
 
     /// Opcodes that are NOPs whatever they will be some day.

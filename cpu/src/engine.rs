@@ -128,7 +128,7 @@ impl Engine {
             cpu.sync_map();
             self.sync_code(cpu);
             let mut single = false;
-            if cpu.lapic.attention() || cpu.has_work() {
+            if cpu.attention() || cpu.has_work() {
                 single = cpu.shadow;
                 if let Some(exit) = cpu.boundary() {
                     return exit;
@@ -167,7 +167,7 @@ impl Engine {
             if let Err(at) = execute(cpu, ops) {
                 return self.unwind(cpu, b, start, at);
             }
-            if !block.pure || cpu.lapic.attention() || cpu.bus.ram().stale() || cpu.map_moved() || !cpu.smc.is_empty() {
+            if !block.pure || cpu.attention() || cpu.bus.ram().stale() || cpu.map_moved() || !cpu.smc.is_empty() {
                 return None;
             }
             let delta = cpu.rip.wrapping_sub(start);

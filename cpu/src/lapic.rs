@@ -5,7 +5,7 @@
 //! and lives on the machine's timers. Not modelled: thermal and performance interrupts (their vectors only hold what is
 //! written), SMI, and bus arbitration (lowest priority goes to the lowest task priority, then the lowest id).
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 
 use emu::{MsiSink, Timer, TimerSink, Timers};
@@ -30,6 +30,11 @@ mod mode {
     pub(super) const SIPI: u32 = 6;
     pub(super) const EXTINT: u32 = 7;
 }
+
+/// Attention: an interrupt that waits for IF.
+const INTERRUPT: u8 = 1;
+/// Attention: anything else.
+const SIGNAL: u8 = 2;
 
 const LVT_TIMER: usize = 0;
 const LVT_LINT0: usize = 3;
@@ -230,7 +235,7 @@ impl ApicBus {
     /// Opens or closes the A20 gate of all processors.
     pub fn set_a20(&self, open: bool) {
         self.a20_closed.store(!open, Ordering::Release);
-        self.lapics().iter().for_each(|l| l.alert());
+        self.lapics().iter().for_each(|l| l.alert(SIGNAL));
     }
 
     /// Delivers a message. No APIC's lock may be held.
@@ -271,7 +276,8 @@ pub struct Lapic {
     state: Mutex<LapicState>,
     timer: Timer,
     timers: Arc<Timers>,
-    attention: AtomicBool,
+    /// [`INTERRUPT`] and [`SIGNAL`].
+    attention: AtomicU8,
     kick: AtomicBool,
     a20_closed: Arc<AtomicBool>,
     /// Copies that the processor reads without the lock.
@@ -296,7 +302,7 @@ impl Lapic {
                 state: Mutex::new(state),
                 timer: timers.add(sink, 0),
                 timers: timers.clone(),
-                attention: AtomicBool::new(false),
+                attention: AtomicU8::new(0),
                 kick: AtomicBool::new(false),
                 a20_closed: bus.a20_closed.clone(),
                 ack: OnceLock::new(),
@@ -324,16 +330,17 @@ impl Lapic {
         let _ = self.wake.set(Box::new(wake));
     }
 
-    /// Whether the processor has to look before its next block; one relaxed load.
-    #[inline]
-    pub fn attention(&self) -> bool {
-        self.attention.load(Ordering::Relaxed)
+    /// Whether the processor has to look before its next block, if it takes interrupts or if not; one relaxed load.
+    #[inline(always)]
+    pub fn attention(&self, interruptible: bool) -> bool {
+        let a = self.attention.load(Ordering::Relaxed);
+        a != 0 && (interruptible || a & SIGNAL != 0)
     }
 
     /// Makes the processor leave its run loop soon, from any thread.
     pub fn kick(&self) {
         self.kick.store(true, Ordering::Release);
-        self.alert();
+        self.alert(SIGNAL);
     }
 
     /// The mask that the A20 gate puts on physical addresses.
@@ -385,6 +392,7 @@ impl Lapic {
 
     /// Takes the signals that are not interrupts, and settles [`Lapic::attention`].
     pub(crate) fn signals(&self) -> Signals {
+        self.attention.fetch_and(!SIGNAL, Ordering::AcqRel);
         let mut s = self.state.lock().unwrap();
         let signals = Signals {
             nmi: std::mem::take(&mut s.nmi),
@@ -417,29 +425,32 @@ impl Lapic {
         extint.then(|| self.ack.get().map_or(0xff, |ack| ack()))
     }
 
-    /// Sets attention from the state and wakes the processor if it has something new.
+    /// Sets attention from the state and wakes the processor if there is something new.
     fn update(&self, s: std::sync::MutexGuard<LapicState>) {
-        let due = s.deliverable().is_some()
-            || s.extint()
-            || s.nmi
-            || s.init
-            || s.sipi.is_some()
-            || self.kick.load(Ordering::Acquire);
-        drop(s);
-        if due {
-            self.alert();
+        let interrupt = s.deliverable().is_some() || s.extint();
+        let signal = s.nmi || s.init || s.sipi.is_some();
+        // SIGNAL stays until the processor has looked: see `signals`.
+        let old = if interrupt {
+            self.attention.fetch_or(INTERRUPT, Ordering::AcqRel)
         } else {
-            self.attention.store(false, Ordering::Release);
-            // A kick that came in between must not be lost.
-            if self.kick.load(Ordering::Acquire) {
-                self.attention.store(true, Ordering::Release);
-            }
+            self.attention.fetch_and(!INTERRUPT, Ordering::AcqRel) | INTERRUPT
+        };
+        drop(s);
+        if signal {
+            self.alert(SIGNAL);
+        }
+        if old & INTERRUPT == 0 {
+            self.wake();
         }
     }
 
-    fn alert(&self) {
-        self.attention.store(true, Ordering::Release);
-        // Also when it was set already: a processor that sleeps with interrupts off still hears an NMI.
+    fn alert(&self, bit: u8) {
+        if self.attention.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
         if let Some(wake) = self.wake.get() {
             wake();
         }
@@ -851,11 +862,11 @@ mod tests {
         let c = &r.cpus[0];
         c.set_tpr(0x50);
         c.write(0x300, 1 << 18 | 0x55);
-        assert!(!c.attention() && !c.has_interrupt());
+        assert!(!c.attention(true) && !c.has_interrupt());
         c.set_tpr(0x40);
-        assert!(c.attention());
+        assert!(c.attention(true) && !c.attention(false));
         assert_eq!(c.take_interrupt(), Some(0x55));
-        assert!(!c.attention());
+        assert!(!c.attention(true));
     }
 
     #[test]
@@ -940,7 +951,7 @@ mod tests {
         c.set_lint0(true);
         assert!(!c.has_interrupt(), "software-enabling with LVTs masked by SVR before");
         c.write(0x350, 0x700);
-        assert!(c.attention());
+        assert!(c.attention(true) && !c.attention(false));
         assert_eq!(c.take_interrupt(), Some(0x20));
         c.write(0x350, MASKED | 0x700);
         assert!(!c.has_interrupt());
@@ -971,6 +982,6 @@ mod tests {
         assert_eq!(r.cpus[0].signals(), Signals::default());
         let s = r.cpus[1].signals();
         assert!(s.init && s.sipi == Some(8));
-        assert!(!r.cpus[1].attention());
+        assert!(!r.cpus[1].attention(true));
     }
 }

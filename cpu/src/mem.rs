@@ -334,7 +334,7 @@ impl Cpu {
         let e = self.tlb.entry(lin);
         let offset = lin.wrapping_sub(if write { e.write } else { e.read });
         let host = std::ptr::with_exposed_provenance_mut((e.host.wrapping_add(offset)) as usize);
-        (offset < PAGE_SIZE).then_some((host, (PAGE_SIZE - offset) as usize))
+        (offset < PAGE_SIZE).then(|| (host, (PAGE_SIZE - offset) as usize))
     }
 
     /// Forgets translations; those of global pages stay if `keep_global`.

@@ -45,7 +45,7 @@ impl Cpu {
 
     /// Whether the processor sleeps until something wakes it.
     pub fn asleep(&self) -> bool {
-        (self.halted || self.wait_sipi) && !self.lapic.attention() && !self.nmi_pending
+        (self.halted || self.wait_sipi) && !self.attention() && !self.nmi_pending
     }
 
     /// Tells the processor that it runs now: instructions continue the clock from where it stands.
@@ -72,6 +72,12 @@ impl Cpu {
         if next == u64::MAX { u64::MAX } else { next.saturating_sub(self.clock_bias).div_ceil(NS_PER_INSN) }
     }
 
+    /// Whether the local APIC has something that the processor would take now.
+    #[inline(always)]
+    pub(crate) fn attention(&self) -> bool {
+        self.lapic.attention(self.rflags & IF != 0)
+    }
+
     /// Whether something has to be looked at before the next instruction that only instructions themselves bring about.
     #[inline(always)]
     pub(crate) fn has_work(&self) -> bool {
@@ -85,7 +91,7 @@ impl Cpu {
     /// What waits at an instruction boundary. `Some`: leave the loop.
     pub(crate) fn boundary(&mut self) -> Option<Exit> {
         let shadow = std::mem::take(&mut self.shadow);
-        if self.lapic.attention() {
+        if self.attention() {
             let s = self.lapic.signals();
             if self.a20_mask != self.lapic.a20_mask() {
                 self.a20_mask = self.lapic.a20_mask();
@@ -218,7 +224,7 @@ impl Cpu {
             if self.icount >= limit.min(self.next_timer(timers)) {
                 return Exit::Limit;
             }
-            if self.lapic.attention() || self.has_work() {
+            if self.attention() || self.has_work() {
                 self.smc.clear();
                 if let Some(exit) = self.boundary() {
                     return exit;

@@ -1,5 +1,6 @@
 //! The threads that run virtual processors: one each, or one for all where the back end asks for it.
 
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
@@ -34,8 +35,6 @@ struct Control {
     order: Order,
     /// Threads that have parked for the present pause.
     parked: usize,
-    /// Counts what may have woken a processor.
-    wakes: u64,
     /// Total instructions at which to pause by itself.
     limit: u64,
 }
@@ -43,6 +42,10 @@ struct Control {
 struct Shared {
     control: Mutex<Control>,
     changed: Condvar,
+    /// Counts what may have woken a processor.
+    wakes: AtomicU64,
+    /// Threads that wait for the count to change.
+    sleepers: AtomicUsize,
     groups: Vec<Mutex<Vec<Box<dyn Vcpu>>>>,
     vm: Arc<dyn Vm>,
     machine: Arc<Machine>,
@@ -70,10 +73,12 @@ impl Runner {
         } else {
             vcpus.into_iter().map(|v| Mutex::new(vec![v])).collect()
         };
-        let control = Control { order: Order::Pause, parked: 0, wakes: 0, limit: u64::MAX };
+        let control = Control { order: Order::Pause, parked: 0, limit: u64::MAX };
         let shared = Arc::new(Shared {
             control: Mutex::new(control),
             changed: Condvar::new(),
+            wakes: AtomicU64::new(0),
+            sleepers: AtomicUsize::new(0),
             groups,
             vm,
             machine,
@@ -82,8 +87,12 @@ impl Runner {
         let weak = Arc::downgrade(&shared);
         shared.vm.on_wake(Box::new(move || {
             if let Some(s) = weak.upgrade() {
-                s.control.lock().unwrap().wakes += 1;
-                s.changed.notify_all();
+                s.wakes.fetch_add(1, Ordering::SeqCst);
+                // Interrupts of a processor that runs cost no system call.
+                if s.sleepers.load(Ordering::SeqCst) > 0 {
+                    drop(s.control.lock().unwrap());
+                    s.changed.notify_all();
+                }
             }
         }));
         let threads = (0..shared.groups.len())
@@ -206,13 +215,10 @@ impl Shared {
     fn run(&self, vcpus: &mut [Box<dyn Vcpu>], limit: u64) -> Option<Outcome> {
         let by_instructions = self.machine.clock().by_instructions();
         loop {
-            let wakes = {
-                let c = self.control.lock().unwrap();
-                if c.order != Order::Run {
-                    return None;
-                }
-                c.wakes
-            };
+            if self.control.lock().unwrap().order != Order::Run {
+                return None;
+            }
+            let wakes = self.wakes.load(Ordering::SeqCst);
             let mut idle = true;
             for n in 0..vcpus.len() {
                 let left = match limit {
@@ -247,9 +253,11 @@ impl Shared {
                 continue;
             }
             let mut c = self.control.lock().unwrap();
-            while c.order == Order::Run && c.wakes == wakes {
+            self.sleepers.fetch_add(1, Ordering::SeqCst);
+            while c.order == Order::Run && self.wakes.load(Ordering::SeqCst) == wakes {
                 c = self.changed.wait(c).unwrap();
             }
+            self.sleepers.fetch_sub(1, Ordering::SeqCst);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::addr::address_mask;
 use super::stack::{Stack, Stack32, Stack64, StackSeg, flat_stack};
-use super::{Addr, Base, Condition, Flat, Gen, Kind, Operand, Reg, by_condition, kind, memory, operand, wide};
+use super::{Addr, Condition, Operand, by_condition, memory, operand, wide};
 use crate::insn::{CS, Dec, END, Handler, Insn, Mode, RCX, Res};
 use crate::mem::canonical;
 use crate::state::{Cpu, Int};

@@ -17,6 +17,8 @@ mod muldiv;
 mod shift;
 mod stack;
 mod string;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use addr::{Addr, Base, Flat, Gen};
 

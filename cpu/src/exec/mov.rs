@@ -6,7 +6,7 @@ use super::{
     width, width_code,
 };
 use crate::flags::{AF, CF, DF, PF, SF, ZF};
-use crate::insn::{DS, Dec, END, Handler, Insn, Mode, NEXT, RAX, RBX, RDX, Res};
+use crate::insn::{DS, Dec, END, Handler, Insn, NEXT, RAX, RBX, RDX, Res};
 use crate::state::{Cpu, Int};
 
 pub(super) fn select(i: &mut Insn, d: &Dec) -> Option<Handler> {

@@ -2,7 +2,7 @@
 //!
 //! RSP changes only when all accesses have succeeded.
 
-use super::{Base, Flat, Gen, Kind, Operand, Reg, kind, operand};
+use super::{Operand, Reg, operand};
 use crate::insn::{Dec, Handler, Insn, Mode, RAX, RBP, RSP, Res, SS};
 use crate::state::{Cpu, Int};
 

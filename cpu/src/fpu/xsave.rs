@@ -22,8 +22,6 @@ const SSE: u64 = 2;
 const MXCSR: usize = 24;
 const ST: usize = 32;
 const XMM: usize = 160;
-const XMM_HIGH: usize = 288;
-const XMM_END: usize = 416;
 const HEADER: usize = 512;
 const AREA: usize = 576;
 
@@ -148,12 +146,15 @@ fn aligned(cpu: &mut Cpu, i: &Insn, len: usize, align: u64, write: bool) -> Res<
 fn fxsave(cpu: &mut Cpu, i: &Insn) -> Res {
     cpu.x87_present()?;
     let lin = aligned(cpu, i, 512, 16, true)?;
+    if cpu.probe_write(lin, 512).is_err() {
+        return Err(cpu.operand_fault(i));
+    }
     let image = cpu.fpu.image(wide(i));
     let end = match cpu.cr4 & CR4_OSFXSR {
         0 => XMM,
         _ => XMM + 16 * registers(cpu),
     };
-    cpu.store_bytes(lin, &image[..end]).or_else(|_| Err(cpu.operand_fault(i)))
+    cpu.store_bytes(lin, &image[..end])
 }
 
 /// FXRSTOR.
@@ -162,8 +163,7 @@ fn fxrstor(cpu: &mut Cpu, i: &Insn) -> Res {
     let lin = aligned(cpu, i, 512, 16, false)?;
     let mut image = [0; 512];
     let sse = cpu.cr4 & CR4_OSFXSR != 0;
-    let end = if cpu.mode.has(Mode::LONG) { XMM_END } else { XMM_HIGH };
-    cpu.load_bytes(lin, &mut image[..end]).or_else(|_| Err(cpu.operand_fault(i)))?;
+    cpu.load_bytes(lin, &mut image).or_else(|_| Err(cpu.operand_fault(i)))?;
     let mxcsr = u32::from_le_bytes(get(&image, MXCSR));
     if sse && mxcsr & !MXCSR_MASK != 0 {
         return Err(cpu.gp(0));

@@ -181,10 +181,8 @@ pub(super) fn cvtsd2si<P: Place, const TRUNCATE: bool, const W: bool>(cpu: &mut 
 /// CVTPI2PS from an MMX register: two integers become the lower two singles.
 pub(super) fn cvtpi2ps(cpu: &mut Cpu, i: &Insn) -> Res {
     enter_both(cpu, i)?;
-    let b = cpu.fpu.mm(i.rm);
-    set_low_pair(cpu, i, b)?;
     cpu.fpu.enter_mmx();
-    Ok(())
+    set_low_pair(cpu, i, cpu.fpu.mm(i.rm))
 }
 
 /// CVTPI2PS from memory, which has nothing to do with MMX registers.

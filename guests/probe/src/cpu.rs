@@ -54,7 +54,6 @@ registers! {
     cr4, set_cr4, "cr4";
     cr8, set_cr8, "cr8";
     dr6, set_dr6, "dr6";
-    dr7, set_dr7, "dr7";
 }
 
 pub const MSR_APIC_BASE: u32 = 0x1b;
@@ -95,28 +94,29 @@ pub fn rdtsc() -> u64 {
 }
 
 #[inline]
-pub fn sti() {
-    // SAFETY: all gates are set up before the first use, on stacks of their own.
-    unsafe { asm!("sti", options(nostack)) };
-}
-
-#[inline]
 pub fn cli() {
     // SAFETY: masking interrupts has no effect on memory.
     unsafe { asm!("cli", options(nostack)) };
 }
 
+/// Loads DR7, the breakpoint control register.
+#[inline]
+pub fn set_dr7(value: u64) {
+    // SAFETY: module text; breakpoints end in the handler of #DB.
+    unsafe { asm!("mov dr7, {}", in(reg) value, options(nostack)) };
+}
+
 /// Waits for one interrupt and leaves interrupts off: no interrupt can slip in between the test and the wait.
 #[inline]
 pub fn sti_hlt_cli() {
-    // SAFETY: as `sti`.
+    // SAFETY: all gates are set up before the first use, on stacks of their own.
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
 }
 
 /// Opens the interrupt window for one instruction.
 #[inline]
 pub fn interrupt_window() {
-    // SAFETY: as `sti`; STI itself holds interrupts off for the first NOP.
+    // SAFETY: as `sti_hlt_cli`; STI itself holds interrupts off for the first NOP.
     unsafe { asm!("sti", "nop", "nop", "cli", options(nostack)) };
 }
 

@@ -145,7 +145,7 @@ pub fn check_msrs() -> Verdict {
     wrmsr(MSR_GS_BASE, words.as_ptr() as u64 - 0x100);
     let loaded: u64;
     // SAFETY: GS base + 100h is `words`.
-    unsafe { asm!("mov {v}, gs:[{a}]", v = out(reg) loaded, a = in(reg) 0x100) };
+    unsafe { asm!("mov {v}, gs:[{a}]", v = out(reg) loaded, a = in(reg) 0x100u64) };
     wrmsr(MSR_GS_BASE, gs);
     wrmsr(MSR_KERNEL_GS_BASE, kernel);
     ensure!(swapped == (0x3333_0000_4444, 0x1111_0000_2222), "SWAPGS: {swapped:x?}");

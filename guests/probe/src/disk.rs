@@ -30,9 +30,7 @@ fn command(base: u16, control: u16, slave: bool, byte: u8) -> bool {
     for _ in 0..4 {
         inb(control);
     }
-    inb(base + 7) != 0
-        && time::spin_until(2000, || inb(base + 7) & BSY == 0)
-        && inb(base + 7) & (ERR | DRQ) == DRQ
+    inb(base + 7) != 0 && time::spin_until(2000, || inb(base + 7) & BSY == 0) && inb(base + 7) & (ERR | DRQ) == DRQ
 }
 
 /// IDENTIFY DEVICE, and IDENTIFY PACKET DEVICE where the signature asks for it.
@@ -81,7 +79,7 @@ impl Drive {
         if !command(self.base, control, self.slave, 0x20) {
             return None;
         }
-        (0..256).map(|_| inw(self.base)).last()
+        Some((0..256).fold(0, |_, _| inw(self.base)))
     }
 
     pub fn place(channel: usize, slave: bool) -> &'static str {
@@ -108,4 +106,3 @@ pub fn check() -> Verdict {
     }
     good!("{found}")
 }
-

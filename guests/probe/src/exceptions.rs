@@ -37,6 +37,7 @@ pub fn check_divide() -> Verdict {
     ensure!(c.is_none() && a == 0x1_00ff, "DIV CL of 00FFh by 1: {a:#x}");
     let c = catch!("div cl"; inout("rax") 0x0100u64 => a, in("rcx") 1u64);
     expect("DIV CL of 0100h by 1", c, trap::DE, 0)?;
+    ensure!(a == 0x0100, "DIV CL overflow changed AX to {a:#x}");
     good!("DIV, IDIV")
 }
 
@@ -52,7 +53,8 @@ pub fn check_undefined() -> Verdict {
 
 /// #GP, #SS and #NP with their error codes.
 pub fn check_protection() -> Verdict {
-    let c = catch!("lea {at}, [rip + 78f]", "78: mov al, [{p}]"; at = out(reg) _, p = in(reg) NON_CANONICAL, out("al") _);
+    let c =
+        catch!("lea {at}, [rip + 78f]", "78: mov al, [{p}]"; at = out(reg) _, p = in(reg) NON_CANONICAL, out("al") _);
     expect("non-canonical load", c, trap::GP, 0)?;
     let c = catch!("mov ds, {s:e}"; s = in(reg) 0x80);
     expect("selector behind the GDT", c, trap::GP, 0x80)?;
@@ -257,8 +259,8 @@ pub fn check_debug_registers() -> Verdict {
         let after: u64;
         // SAFETY: the scratch words belong to this module.
         unsafe {
-            asm!("mov dword ptr [{p} + 4], 1", "mov dword ptr [{p}], 1", "78: mov {t:e}, [{p}]", "mov byte ptr [{p} + 3], 1",
-                "lea {t}, [rip + 78b]", p = in(reg) word, t = out(reg) after);
+            asm!("mov dword ptr [{p} + 4], 1", "mov dword ptr [{p}], 1", "78: mov {t:e}, [{p}]",
+                "mov byte ptr [{p} + 3], 1", "lea {t}, [rip + 78b]", p = in(reg) word, t = out(reg) after);
         }
         cpu::set_dr7(0x400);
         let seen = stop_log();

@@ -25,7 +25,11 @@ pub fn check_pic_registers() -> Verdict {
         outb(pic::MASTER + 1, value);
         outb(pic::SLAVE + 1, value ^ 0xf0);
         let (m, s) = (inb(pic::MASTER + 1), inb(pic::SLAVE + 1));
-        ensure!(m == value && s == value ^ 0xf0, "IMR: wrote {value:#x} and {:#x}, read {m:#x} and {s:#x}", value ^ 0xf0);
+        ensure!(
+            m == value && s == value ^ 0xf0,
+            "IMR: wrote {value:#x} and {:#x}, read {m:#x} and {s:#x}",
+            value ^ 0xf0
+        );
     }
     pic::open(0);
     ensure!(pic::isr() == 0, "in service: {:#x} with interrupts off", pic::isr());
@@ -271,7 +275,9 @@ pub fn check_apic() -> Verdict {
     ensure!(acpi().apic_ids[..acpi().cpus].contains(&apic::id()) || acpi().cpus == 0, "id {} not in MADT", apic::id());
     let told = cpu::cpuid(1, 0).ebx >> 24;
     ensure!(told == apic::id(), "id {}, CPUID says {told}", apic::id());
-    for (name, register, mask) in [("TPR", apic::TPR, 0xff), ("LDR", apic::LDR, 0xff00_0000), ("DFR", apic::DFR, 0xf000_0000)] {
+    for (name, register, mask) in
+        [("TPR", apic::TPR, 0xff), ("LDR", apic::LDR, 0xff00_0000), ("DFR", apic::DFR, 0xf000_0000)]
+    {
         let old = apic::read(register);
         apic::write(register, 0x5a5a_5a5a & mask);
         let got = apic::read(register) & mask;

@@ -65,7 +65,10 @@ pub fn check_faults() -> Verdict {
         mem::map(va, frame | 1 << 51, mem::W);
         let error = |c: Option<Caught>| c.map_or(0, |c| if c.vector == trap::PF { c.error } else { 0 });
         let (read, write) = (error(load(va)), error(store(va)));
-        ensure!(read & !1 == 8 && write & !1 == 0xa, "reserved bit: error {read:#x} for a read, {write:#x} for a write");
+        ensure!(
+            read & !1 == 8 && write & !1 == 0xa,
+            "reserved bit: error {read:#x} for a read, {write:#x} for a write"
+        );
     }
     // The lower level grants, the upper refuses: the stricter wins.
     mem::map(va, frame, mem::W);
@@ -81,7 +84,8 @@ pub fn check_accessed_dirty() -> Verdict {
     let Some(frame) = mem::pages(1) else { skip!("no memory") };
     let va = WINDOW + 0x40_0000;
     let Some(()) = mem::map(va, frame, mem::W) else { skip!("no memory") };
-    let slots = [mem::entry(va, 1), mem::entry(va, 2), mem::entry(va, 3), mem::entry(va, 4)].map(Option::unwrap_or_default);
+    let slots =
+        [mem::entry(va, 1), mem::entry(va, 2), mem::entry(va, 3), mem::entry(va, 4)].map(Option::unwrap_or_default);
     let clear = || {
         for slot in slots {
             write64(slot, read64(slot) & !(mem::A | mem::D));

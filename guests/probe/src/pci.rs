@@ -130,11 +130,8 @@ pub fn class_name(class: u32) -> &'static str {
         0x0102 => "floppy controller",
         0x0106 => "AHCI controller",
         0x0108 => "NVMe controller",
-        0x0100..=0x01ff => "storage controller",
         0x0200 => "Ethernet controller",
-        0x0280..=0x02ff => "network controller",
         0x0300 => "VGA display",
-        0x0380 => "display",
         0x0401 => "audio device",
         0x0403 => "HD Audio controller",
         0x0600 => "host bridge",
@@ -152,7 +149,12 @@ pub fn class_name(class: u32) -> &'static str {
         0x0c05 => "SMBus controller",
         0x0880 => "system peripheral",
         0x00ff => "unclassified device",
-        _ => "device",
+        other => match other >> 8 {
+            1 => "storage controller",
+            2 => "network controller",
+            3 => "display",
+            _ => "device",
+        },
     }
 }
 

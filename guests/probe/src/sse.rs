@@ -17,8 +17,9 @@ macro_rules! scalar {
         // SAFETY: MXCSR is put back; the slots are scratch.
         unsafe {
             asm!("ldmxcsr [{p}]", "movq xmm0, {a}", "movq xmm1, {b}", concat!($op, " xmm0, xmm1"), "movq {r}, xmm0",
-                "stmxcsr [{p} + 4]", "ldmxcsr [{p} + 8]", p = in(reg) slots, a = in(reg) u64::from_ne_bytes(($a).to_ne_bytes()),
-                b = in(reg) u64::from_ne_bytes(($b).to_ne_bytes()), r = out(reg) result, out("xmm0") _, out("xmm1") _);
+                "stmxcsr [{p} + 4]", "ldmxcsr [{p} + 8]", p = in(reg) slots,
+                a = in(reg) u64::from_ne_bytes(($a).to_ne_bytes()), b = in(reg) u64::from_ne_bytes(($b).to_ne_bytes()),
+                r = out(reg) result, out("xmm0") _, out("xmm1") _);
         }
         flags = crate::mem::read32(slots + 4) & 0x3f;
         (result, flags)
@@ -60,8 +61,8 @@ pub fn check_arithmetic() -> Verdict {
     let (huge, one): (u64, u64);
     // SAFETY: registers only.
     unsafe {
-        asm!("movq xmm0, {a}", "cvttsd2si {h}, xmm0", "cvttsd2si {o:e}, xmm1", a = in(reg) 1e30f64.to_bits(), h = out(reg) huge,
-            o = out(reg) one, inout("xmm1") 1.9f64 => _, out("xmm0") _);
+        asm!("movq xmm0, {a}", "cvttsd2si {h}, xmm0", "cvttsd2si {o:e}, xmm1", a = in(reg) 1e30f64.to_bits(),
+            h = out(reg) huge, o = out(reg) one, inout("xmm1") 1.9f64 => _, out("xmm0") _);
     }
     ensure!(huge == 1 << 63 && one == 1, "CVTTSD2SI: {huge:#x}, {one}");
     good!("rounding, flags, DAZ, FTZ, NaN, MIN, CVTT")
@@ -84,8 +85,9 @@ pub fn check_integer() -> Verdict {
     if f & 1 << 9 != 0 {
         // SAFETY: offered; registers only.
         unsafe {
-            asm!("movq xmm0, {a}", "movq xmm1, {m}", "pshufb xmm0, xmm1", "movq {r}, xmm0", a = in(reg) 0x0706_0504_0302_0100u64,
-                m = in(reg) 0x0001_0203_8005_0607u64, r = out(reg) value, out("xmm0") _, out("xmm1") _);
+            asm!("movq xmm0, {a}", "movq xmm1, {m}", "pshufb xmm0, xmm1", "movq {r}, xmm0",
+                a = in(reg) 0x0706_0504_0302_0100u64, m = in(reg) 0x0001_0203_8005_0607u64,
+                r = out(reg) value, out("xmm0") _, out("xmm1") _);
         }
         ensure!(value == 0x0001_0203_0005_0607, "PSHUFB: {value:#x}");
         names[0] = " SSSE3";
@@ -94,8 +96,9 @@ pub fn check_integer() -> Verdict {
         let (v, z): (u64, u8);
         // SAFETY: offered; registers only.
         unsafe {
-            asm!("movq xmm0, {a}", "pmovzxbw xmm1, xmm0", "movq {r}, xmm1", "ptest xmm0, xmm0", "setz {z}", "pextrd {a:e}, xmm0, 1",
-                a = inout(reg) 0x1122_3344_5566_7788u64 => _, r = out(reg) v, z = out(reg_byte) z, out("xmm0") _, out("xmm1") _);
+            asm!("movq xmm0, {a}", "pmovzxbw xmm1, xmm0", "movq {r}, xmm1", "ptest xmm0, xmm0", "setz {z}",
+                "pextrd {a:e}, xmm0, 1", a = inout(reg) 0x1122_3344_5566_7788u64 => _, r = out(reg) v,
+                z = out(reg_byte) z, out("xmm0") _, out("xmm1") _);
         }
         ensure!(v == 0x0055_0066_0077_0088 && z == 0, "PMOVZXBW: {v:#x}, PTEST {z}");
         names[1] = " SSE4.1";
@@ -204,8 +207,8 @@ fn xsave_inside() -> Verdict {
     let back: u64;
     // SAFETY: as above; XMM0 is scratch.
     unsafe {
-        asm!("fninit", "movq xmm0, {v}", "xsave64 [{p}]", "xorps xmm0, xmm0", "xrstor64 [{p}]", "movq {b}, xmm0", p = in(reg) p,
-            v = in(reg) 0x55aau64, b = out(reg) back, in("eax") 3, in("edx") 0, out("xmm0") _);
+        asm!("fninit", "movq xmm0, {v}", "xsave64 [{p}]", "xorps xmm0, xmm0", "xrstor64 [{p}]", "movq {b}, xmm0",
+            p = in(reg) p, v = in(reg) 0x55aau64, b = out(reg) back, in("eax") 3, in("edx") 0, out("xmm0") _);
     }
     ensure!(back == 0x55aa, "XRSTOR gives {back:#x}");
     ensure!(x87::word(512) & 2 != 0, "XSTATE_BV {:#x}", x87::word(512));

@@ -68,7 +68,8 @@ pub fn take(info: u64) {
         let map = read64(info + 0x28);
         for i in 0..u64::from(read32(info + 0x30)).min(s.map.len() as u64) {
             let e = map + i * 24;
-            s.map[s.map_len] = Range { address: read_le(e, 8), size: read_le(e + 8, 8), kind: read_le(e + 16, 4) as u32 };
+            s.map[s.map_len] =
+                Range { address: read_le(e, 8), size: read_le(e + 8, 8), kind: read_le(e + 16, 4) as u32 };
             s.map_len += 1;
         }
     }

@@ -80,8 +80,8 @@ fn x87_stack() -> bool {
     let (over, under): (u16, u16);
     // SAFETY: the unit is this module's for the moment.
     unsafe {
-        asm!("fninit", "fld1", "fld1", "fld1", "fld1", "fld1", "fld1", "fld1", "fld1", "fld1", "fnstsw ax", "mov {o:x}, ax",
-            "fninit", "fstp st(0)", "fnstsw ax", "fninit", o = out(reg) over, out("ax") under);
+        asm!("fninit", "fld1", "fld1", "fld1", "fld1", "fld1", "fld1", "fld1", "fld1", "fld1", "fnstsw ax",
+            "mov {o:x}, ax", "fninit", "fstp st(0)", "fnstsw ax", "fninit", o = out(reg) over, out("ax") under);
     }
     over & 0x241 == 0x241 && under & 0x241 == 0x041
 }
@@ -142,7 +142,8 @@ fn reserved_mxcsr() -> bool {
     // SAFETY: the area takes 512 bytes and is aligned.
     unsafe { asm!("fxsave64 [{p}]", p = in(reg) slots) };
     write32(slots + 24, 0x8000_1f80);
-    is(catch!("fxrstor64 [{p}]"; p = in(reg) slots), GP, 0) && is(catch!("ldmxcsr [{p} + 24]"; p = in(reg) slots), GP, 0)
+    is(catch!("fxrstor64 [{p}]"; p = in(reg) slots), GP, 0)
+        && is(catch!("ldmxcsr [{p} + 24]"; p = in(reg) slots), GP, 0)
 }
 
 fn misaligned_fxsave() -> bool {
@@ -236,7 +237,10 @@ fn uart_delta() -> bool {
     first & 0x0f == 1 && second & 0x0f == 0
 }
 
-const DETAILS: &[(&str, fn() -> bool)] = &[
+/// A detail and the way to try it; true is right.
+type Detail = (&'static str, fn() -> bool);
+
+const DETAILS: &[Detail] = &[
     ("#UD for LOCK MOV", lock_mov),
     ("#UD for INTO", into),
     ("#UD for MOV CS", mov_cs),

@@ -1,5 +1,5 @@
-//! String instructions, above all those that a fault stops in the middle: the registers must tell how far they came, and
-//! the same instruction must go on from there.
+//! String instructions, above all those that a fault stops in the middle: the registers must tell how far they came,
+//! and the same instruction must go on from there.
 
 use crate::exceptions::expect;
 use crate::mem::{self, PAGE, Racy, WINDOW, read8, read64, write8};
@@ -30,7 +30,12 @@ pub fn check_faults() -> Verdict {
     let c = catch!("rep movsb"; inout("rcx") 64u64 => rcx, inout("rsi") BASE => rsi, inout("rdi") EDGE - 40 => rdi);
     let c = expect("REP MOVSB, target", c, trap::PF, 2)?;
     ensure!(c.cr2 == EDGE, "REP MOVSB: CR2 {:#x}", c.cr2);
-    ensure!((rcx, rsi, rdi) == (24, BASE + 40, EDGE), "REP MOVSB: RCX {rcx}, RSI +{}, RDI {:+}", rsi - BASE, rdi as i64 - EDGE as i64);
+    ensure!(
+        (rcx, rsi, rdi) == (24, BASE + 40, EDGE),
+        "REP MOVSB: RCX {rcx}, RSI +{}, RDI {:+}",
+        rsi - BASE,
+        rdi as i64 - EDGE as i64
+    );
     ensure!((0..40).all(|i| read8(EDGE - 40 + i) == i as u8), "REP MOVSB: wrong bytes before the fault");
 
     let c = catch!("rep movsq"; inout("rcx") 8u64 => rcx, inout("rsi") EDGE - 24 => rsi, inout("rdi") BASE => rdi);
@@ -45,13 +50,15 @@ pub fn check_faults() -> Verdict {
     ensure!(c.cr2 == EDGE, "REP STOSQ: CR2 {:#x}, wanted {EDGE:#x}", c.cr2);
     ensure!(read64(EDGE - 8) >> 32 == before >> 32, "REP STOSQ: half an element was stored");
 
-    let c = catch!("std", "rep movsb", "cld"; inout("rcx") 64u64 => rcx, inout("rsi") BASE + 100 => rsi, inout("rdi") BASE + 20 => rdi);
+    let c = catch!("std", "rep movsb", "cld"; inout("rcx") 64u64 => rcx, inout("rsi") BASE + 100 => rsi,
+        inout("rdi") BASE + 20 => rdi);
     // SAFETY: a fault skips the CLD of the text.
     unsafe { asm!("cld") };
     expect("REP MOVSB down", c, trap::PF, 2)?;
     ensure!((rcx, rsi, rdi) == (43, BASE + 79, BASE - 1), "REP MOVSB down: RCX {rcx}, RSI +{}", rsi - BASE);
 
-    let c = catch!("repe cmpsb"; inout("rcx") 100u64 => rcx, inout("rsi") EDGE - 16 => rsi, inout("rdi") EDGE - 16 => rdi);
+    let c =
+        catch!("repe cmpsb"; inout("rcx") 100u64 => rcx, inout("rsi") EDGE - 16 => rsi, inout("rdi") EDGE - 16 => rdi);
     expect("REPE CMPSB", c, trap::PF, 0)?;
     ensure!((rcx, rsi, rdi) == (84, EDGE, EDGE), "REPE CMPSB: RCX {rcx}");
 
@@ -59,7 +66,8 @@ pub fn check_faults() -> Verdict {
     expect("REP INSB", c, trap::PF, 2)?;
     ensure!((rcx, rdi) == (4, EDGE), "REP INSB: RCX {rcx}, RDI {:+}", rdi as i64 - EDGE as i64);
 
-    let c = catch!("rep movsb", "rep stosb", "repe cmpsb"; inout("rcx") 0u64 => rcx, inout("rsi") EDGE => rsi, inout("rdi") EDGE => rdi);
+    let c = catch!("rep movsb", "rep stosb", "repe cmpsb"; inout("rcx") 0u64 => rcx,
+        inout("rsi") EDGE => rsi, inout("rdi") EDGE => rdi);
     ensure!(c.is_none() && (rcx, rsi, rdi) == (0, EDGE, EDGE), "a count of 0 touches memory");
     good!("MOVSB up and down, MOVSQ, STOSQ, CMPSB, INSB; count 0")
 }
@@ -112,14 +120,16 @@ pub fn check_plain() -> Verdict {
     fill(64);
     // SAFETY: as above; the direction flag is put back.
     unsafe {
-        asm!("std", "rep movsb", "cld", inout("rcx") 32u64 => _, inout("rsi") frames + 31 => _, inout("rdi") frames + 35 => _);
+        asm!("std", "rep movsb", "cld", inout("rcx") 32u64 => _, inout("rsi") frames + 31 => _,
+            inout("rdi") frames + 35 => _);
     }
     ensure!((0..32).all(|i| read8(frames + 4 + i) == i as u8), "MOVSB down with overlap");
 
     fill(64);
     // SAFETY: as above.
     unsafe {
-        asm!("repne scasb", "pushfq", "pop {f}", f = out(reg) flags, inout("rcx") 64u64 => rcx, inout("rdi") frames => rdi, in("al") 40u8);
+        asm!("repne scasb", "pushfq", "pop {f}", f = out(reg) flags, inout("rcx") 64u64 => rcx,
+            inout("rdi") frames => rdi, in("al") 40u8);
     }
     ensure!((rcx, rdi - frames) == (23, 41) && flags & 0x40 != 0, "REPNE SCASB: RCX {rcx}, RDI +{}", rdi - frames);
     // SAFETY: as above.

@@ -141,8 +141,8 @@ pub fn idle_until(ms: u64, lines: u16, mut done: impl FnMut() -> bool) -> bool {
     result
 }
 
-/// The measurement in microseconds that comes nearest to `wanted`, of up to ten; the first within 2 % ends it. Interrupts
-/// are late whenever the host is busy, but not ten times in a row.
+/// The measurement in microseconds that comes nearest to `wanted`, of up to ten; the first within 2 % ends it.
+/// Interrupts are late whenever the host is busy, but seldom ten times in a row.
 pub fn nearest<E>(wanted: u64, mut measure: impl FnMut() -> Result<u64, E>) -> Result<u64, E> {
     let mut best = measure()?;
     for _ in 0..9 {
@@ -157,8 +157,8 @@ pub fn nearest<E>(wanted: u64, mut measure: impl FnMut() -> Result<u64, E>) -> R
     Ok(best)
 }
 
-/// Whether interrupts that should take `wanted` microseconds took `us`: at most 15 % early (the first may have been late)
-/// and, since a busy host delays all of them, 300 % late. `late=N` sets the percentage for both.
+/// Whether interrupts that should take `wanted` microseconds took `us`: at most 15 % early (the first may have been
+/// late) and, since a busy host delays all of them, 300 % late. `late=N` sets the percentage for both.
 pub fn punctual(us: u64, wanted: u64) -> bool {
     let late = start::number("late");
     us * 100 >= wanted * (100 - late.unwrap_or(15).min(100)) && us * 100 <= wanted * (100 + late.unwrap_or(300))

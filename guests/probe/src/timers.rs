@@ -1,7 +1,7 @@
 //! The clocks of a PC against each other: TSC, 8254, ACPI PM timer, HPET.
 //!
-//! Rates are taken over 20 ms from pairs of samples, so a busy host costs accuracy only when it takes the processor away
-//! inside every one of a dozen reads. Tolerance is 0.5 % unless the line says otherwise.
+//! Rates are taken over 20 ms from pairs of samples, so a busy host costs accuracy only when it takes the processor
+//! away inside every one of a dozen reads. Tolerance is 0.5 % unless the line says otherwise.
 
 use crate::acpi::acpi;
 use crate::cpu::{self, inb, inl, outb};
@@ -87,8 +87,13 @@ pub fn check_pit_modes() -> Verdict {
     ensure!(time::spin_until(500, channel2_out), "mode 0: OUT never goes high");
     let us = time::ns(cpu::rdtsc() - start) / 1000;
     ensure!((9_900..200_000).contains(&us), "mode 0: 10 ms took {us} us");
-    ensure!({ time::delay(100); channel2_out() }, "mode 0: OUT does not stay high");
-
+    ensure!(
+        {
+            time::delay(100);
+            channel2_out()
+        },
+        "mode 0: OUT does not stay high"
+    );
 
     time::start_channel2(2, 0xfffe);
     outb(0x43, 0x80);

@@ -96,9 +96,8 @@ pub const EOI_NONE: u8 = 0;
 pub const EOI_PIC: u8 = 1;
 pub const EOI_APIC: u8 = 2;
 
-const ZERO: AtomicU64 = AtomicU64::new(0);
-static COUNT: [AtomicU64; 256] = [ZERO; 256];
-static STAMP: [AtomicU64; 256] = [ZERO; 256];
+static COUNT: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
+static STAMP: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
 static EOI: [AtomicU8; 256] = [const { AtomicU8::new(0) }; 256];
 static HANDLER: [AtomicUsize; 256] = [const { AtomicUsize::new(0) }; 256];
 static ORDER: [AtomicU8; 16] = [const { AtomicU8::new(0) }; 16];
@@ -109,7 +108,7 @@ pub static RESUME: AtomicU64 = AtomicU64::new(0);
 static HOOK: AtomicUsize = AtomicUsize::new(0);
 static CAUGHT: Racy<Option<Caught>> = Racy::new(None);
 /// Vector and RIP of an exception on another processor, 0 if none.
-pub static AP_FAULT: [AtomicU64; 2] = [ZERO; 2];
+pub static AP_FAULT: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
 #[unsafe(no_mangle)]
 static guard_sp: AtomicU64 = AtomicU64::new(0);

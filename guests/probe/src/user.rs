@@ -178,7 +178,8 @@ pub fn check_user() -> Verdict {
         Ok(cs) => ensure!(cs == trap::USER64 | 3, "CS {cs:#x} at level 3"),
         Err(c) => crate::fail!("exception {} error {:#x} at level 3", c.vector, c.error),
     }
-    for (name, routine) in [("CLI", &raw const user_cli), ("HLT", &raw const user_hlt), ("MOV CR0", &raw const user_cr)] {
+    for (name, routine) in [("CLI", &raw const user_cli), ("HLT", &raw const user_hlt), ("MOV CR0", &raw const user_cr)]
+    {
         let c = expect(name, run(routine, 0, 0).err(), trap::GP, 0)?;
         ensure!(c.cs == trap::USER64 | 3, "{name}: saved CS {:#x}", c.cs);
     }

@@ -51,8 +51,14 @@ const PI: (u64, u16) = (0xc90f_daa2_2168_c235, 0x4000);
 pub fn check_pi() -> Verdict {
     x87!("fldpi", "fstp tbyte ptr [{p}]");
     ensure!(extended(0) == PI, "FLDPI {:x?}", extended(0));
-    x87!("fldpi", "mov dword ptr [{p}], 1000000000", "fimul dword ptr [{p}]", "mov dword ptr [{p}], 100000000",
-        "fimul dword ptr [{p}]", "fbstp tbyte ptr [{p}]");
+    x87!(
+        "fldpi",
+        "mov dword ptr [{p}], 1000000000",
+        "fimul dword ptr [{p}]",
+        "mov dword ptr [{p}], 100000000",
+        "fimul dword ptr [{p}]",
+        "fbstp tbyte ptr [{p}]"
+    );
     let digits = (0..9).rev().fold(0u64, |d, i| d * 100 + u64::from(byte(i) >> 4) * 10 + u64::from(byte(i) & 15));
     ensure!(digits == 314_159_265_358_979_324, "FBSTP: digits {digits}");
     x87!("fld1", "fld1", "fpatan", "fadd st(0), st(0)", "fadd st(0), st(0)", "fstp tbyte ptr [{p}]");
@@ -133,7 +139,18 @@ pub fn check_arithmetic() -> Verdict {
     ensure!(word(0) == rest, "FPREM: {} for {rest}", word(0));
     x87!("fldpi", "fistp qword ptr [{p}]", "fldz", "fld1", "fcomip st(0), st(1)", "setbe byte ptr [{p} + 8]");
     ensure!(word(0) == 3 && byte(8) == 0, "FISTP of pi {}, FCOMIP 1 <= 0 {}", word(0), byte(8));
-    x87!("fld1", "fchs", "fxam", "fnstsw [{p}]", "fstp st(0)", "fxam", "fnstsw [{p} + 2]", "fldz", "fxam", "fnstsw [{p} + 4]");
+    x87!(
+        "fld1",
+        "fchs",
+        "fxam",
+        "fnstsw [{p}]",
+        "fstp st(0)",
+        "fxam",
+        "fnstsw [{p} + 2]",
+        "fldz",
+        "fxam",
+        "fnstsw [{p} + 4]"
+    );
     let classes = [word(0) & 0x4700, word(2) & 0x4500, word(4) & 0x4700];
     ensure!(classes == [0x0600, 0x4100, 0x4000], "FXAM of -1, empty, 0: {classes:x?}");
     good!("1/3 in 5 modes, FPREM, FISTP, FCOMIP, FXAM")
@@ -142,9 +159,19 @@ pub fn check_arithmetic() -> Verdict {
 /// Masked and unmasked exceptions; #MF comes at the next waiting instruction.
 pub fn check_exceptions() -> Verdict {
     x87!("fld1", "fldz", "fdivp st(1), st(0)", "fstp tbyte ptr [{p}]");
-    ensure!(extended(0) == (1 << 63, 0x7fff) && status() & 0x3f == 4, "1/0: {:x?}, status {:#x}", extended(0), status());
+    ensure!(
+        extended(0) == (1 << 63, 0x7fff) && status() & 0x3f == 4,
+        "1/0: {:x?}, status {:#x}",
+        extended(0),
+        status()
+    );
     x87!("fldz", "fldz", "fdivp st(1), st(0)", "fstp tbyte ptr [{p}]");
-    ensure!(extended(0) == (3 << 62, 0xffff) && status() & 0x3f == 1, "0/0: {:x?}, status {:#x}", extended(0), status());
+    ensure!(
+        extended(0) == (3 << 62, 0xffff) && status() & 0x3f == 1,
+        "0/0: {:x?}, status {:#x}",
+        extended(0),
+        status()
+    );
 
     // ZM clear: the divide itself does not fault, the next waiting instruction does.
     let at: u64;
@@ -172,9 +199,21 @@ pub fn check_state() -> Verdict {
     }
     control = word(160);
     ensure!(word(128 + 8) == 0xffff, "FNSAVE leaves tags {:#x}", word(136));
-    ensure!(control == 0x037f && extended(176) == PI && free & 0x3800 == 0, "FRSTOR: {:x?}, status {free:#x}", extended(176));
+    ensure!(
+        control == 0x037f && extended(176) == PI && free & 0x3800 == 0,
+        "FRSTOR: {:x?}, status {free:#x}",
+        extended(176)
+    );
 
-    x87!("fldpi", "fld1", "fxsave64 [{p}]", "fninit", "fxrstor64 [{p}]", "fstp tbyte ptr [{p} + 512]", "fstp tbyte ptr [{p} + 528]");
+    x87!(
+        "fldpi",
+        "fld1",
+        "fxsave64 [{p}]",
+        "fninit",
+        "fxrstor64 [{p}]",
+        "fstp tbyte ptr [{p} + 512]",
+        "fstp tbyte ptr [{p} + 528]"
+    );
     ensure!(word(4) == 0xc0, "FXSAVE: abridged tags {:#x}, wanted c0", word(4));
     ensure!(extended(32 + 16) == PI, "FXSAVE: ST(1) {:x?}", extended(48));
     ensure!(extended(512) == (1 << 63, 0x3fff) && extended(528) == PI, "FXRSTOR: {:x?}", extended(528));

@@ -1,0 +1,244 @@
+//! From a configuration to a machine: the words that the schema leaves to us, and what each key means.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, anyhow};
+use cfg::{Catalogue, Draft, Error, Errors, Node, Origin, Problem, Schema};
+use emu::backend::Chardev;
+use host::{Gate, Stdio};
+
+use crate::board;
+use crate::vm::{Kernel, Spec};
+
+/// The words of this version.
+struct Words;
+
+impl Catalogue for Words {
+    fn words(&self, class: &str) -> Vec<&str> {
+        match class {
+            "profile" => vec!["pc"],
+            "board" => vec!["440fx", "440bx"],
+            "cpu" => vec!["x86-64-v2"],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Sections whose devices this version does not have yet.
+const NOT_YET: [&str; 4] = ["disk", "cd", "floppy", "nic"];
+
+/// 1 January 2026, when nothing real may show.
+const FIXED_START: i64 = 1_767_225_600;
+
+/// Reads and checks a file with settings from the command line on top.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn read(file: &Path, set: &[String]) -> Result<Node, Errors> {
+    let mut draft = Draft::read(file);
+    for assignment in set {
+        draft.set(assignment, &Origin::named(&format!("-o {assignment}")));
+    }
+    check(&draft)
+}
+
+/// Checks settings from the command line alone.
+///
+/// # Errors
+/// All that is wrong with them.
+pub fn from_settings<S: AsRef<str>>(set: &[S]) -> Result<Node, Errors> {
+    let mut draft = Draft::new(Origin::named("the command line"));
+    for assignment in set {
+        let assignment = assignment.as_ref();
+        draft.set(assignment, &Origin::named(&format!("-o {assignment}")));
+    }
+    check(&draft)
+}
+
+/// Checks a draft.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn check(draft: &Draft) -> Result<Node, Errors> {
+    let node = draft.check(Schema { root: &cfg::schema::MACHINE, catalogue: &Words })?;
+    let mut errors: Vec<Error> = Vec::new();
+    let say = |message: &str| Problem { message: message.to_owned(), allowed: None, suggestion: None };
+    for section in NOT_YET {
+        errors.extend(node.children(section).iter().map(|n| {
+            Error::new(n.origin(), format!("{section}.{}", n.index()), say("this version has no such devices yet"))
+        }));
+    }
+    let boot = node.child("boot");
+    if boot.is_given("firmware") {
+        errors.push(boot.error("firmware", say("external firmware is not supported by this version yet")));
+    } else if !boot.is_given("kernel") {
+        let problem = Problem {
+            message: "nothing to start: this version starts kernels only".to_owned(),
+            allowed: Some("boot.kernel = the path of a kernel".to_owned()),
+            suggestion: None,
+        };
+        errors.push(boot.error("kernel", problem));
+    }
+    match node.text("backend") {
+        "auto" | "soft" => {}
+        other => errors.push(node.error(
+            "backend",
+            Problem {
+                message: format!("the back end {other:?} is not in this version yet"),
+                allowed: Some("auto, soft".to_owned()),
+                suggestion: Some("\"soft\"".to_owned()),
+            },
+        )),
+    }
+    if errors.is_empty() { Ok(node) } else { Err(Errors(errors)) }
+}
+
+/// The machine that a checked configuration describes.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn spec(node: &Node, plain: bool) -> Result<Spec> {
+    let boot = node.child("boot");
+    let file = |key: &str| -> Result<Vec<u8>> {
+        let path = boot.path(key);
+        std::fs::read(path).with_context(|| path.display().to_string())
+    };
+    let kernel = Kernel {
+        name: boot.path("kernel").display().to_string(),
+        bytes: file("kernel")?,
+        initrd: boot.is_given("initrd").then(|| file("initrd")).transpose()?,
+        args: boot.maybe::<&str>("args").unwrap_or_default().to_owned(),
+    };
+    let instruction_clock = node.text("clock") == "instructions";
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(FIXED_START, |d| d.as_secs() as i64);
+    Ok(Spec {
+        cpus: node.int("cpus") as u32,
+        memory: node.size("memory").next_multiple_of(4096),
+        board: match node.maybe::<&str>("board") {
+            Some("440bx") => board::Kind::I440bx,
+            _ => board::Kind::Pc,
+        },
+        model: model(node.child("cpu"))?,
+        plain,
+        instruction_clock,
+        rtc_start: if instruction_clock { FIXED_START } else { now },
+        uuid: node.maybe::<[u8; 16]>("uuid").unwrap_or_else(|| name_uuid(node.text("name"))),
+        acpi: node.child("acpi").bool("enabled"),
+        kernel,
+    })
+}
+
+/// The other ends of the serial ports.
+pub struct Consoles {
+    /// By port, COM1 first.
+    pub devices: Vec<Option<Box<dyn Chardev>>>,
+    flushers: Vec<Box<dyn Fn()>>,
+}
+
+impl Consoles {
+    /// Waits until what the guest wrote is out.
+    pub fn flush(&self) {
+        self.flushers.iter().for_each(|f| f());
+    }
+}
+
+/// Opens the other ends of the serial ports.
+///
+/// # Errors
+/// When one cannot be opened.
+pub fn consoles(node: &Node, gate: &Arc<Gate>, block: bool) -> Result<Consoles> {
+    let mut consoles = Consoles { devices: Vec::new(), flushers: Vec::new() };
+    for serial in node.children("serial") {
+        match serial.text("backend") {
+            "stdio" => {
+                let stdio = Stdio::open(gate, true, block).context("stdio")?;
+                consoles.flushers.push(Box::new(stdio.flusher()));
+                consoles.devices.push(Some(Box::new(stdio)));
+            }
+            "none" => consoles.devices.push(None),
+            other => return Err(anyhow!("serial.{}.backend: {other:?} is not in this version yet", serial.index())),
+        }
+    }
+    Ok(consoles)
+}
+
+fn model(cpu: &Node) -> Result<cpu::Model> {
+    let mut model = cpu::Model::default();
+    if let Some(vendor) = cpu.maybe::<&str>("vendor") {
+        model.vendor = match vendor {
+            "amd" => *b"AuthenticAMD",
+            "via" => *b"CentaurHauls",
+            _ => *b"GenuineIntel",
+        };
+    }
+    model.hypervisor = match cpu.text("hypervisor") {
+        "kvm" => Some(*b"KVMKVMKVM\0\0\0"),
+        "bhyve" => Some(*b"bhyve bhyve "),
+        _ => None,
+    };
+    for key in ["family", "number", "stepping"] {
+        if let Some(value) = cpu.maybe::<i64>(key) {
+            model.signature = with_field(model.signature, key, value as u32);
+        }
+    }
+    for key in ["enable", "disable"] {
+        if let Some(word) = cpu.words(key).first() {
+            return Err(anyhow!("cpu.{key}: unknown feature {word:?}"));
+        }
+    }
+    Ok(model)
+}
+
+/// Replaces a field of CPUID.1:EAX; numbers include the extended parts.
+fn with_field(signature: u32, key: &str, value: u32) -> u32 {
+    match key {
+        "family" => signature & !0x0ff0_0f00 | value.min(15) << 8 | value.saturating_sub(15) << 20,
+        "number" => signature & !0x000f_00f0 | (value & 15) << 4 | (value >> 4) << 16,
+        _ => signature & !15 | value,
+    }
+}
+
+/// A UUID that stays with a name: FNV-1a over it, twice, in the form of a version 8 UUID (RFC 9562).
+fn name_uuid(name: &str) -> [u8; 16] {
+    let hash = |seed: u64| {
+        name.bytes().fold(seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)).to_be_bytes()
+    };
+    let (a, b) = (hash(0xcbf2_9ce4_8422_2325), hash(0x6c62_272e_07bb_0142));
+    let mut uuid = [0; 16];
+    uuid[..8].copy_from_slice(&a);
+    uuid[8..].copy_from_slice(&b);
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signature_fields_encode_their_extended_parts() {
+        assert_eq!(with_field(0, "family", 6), 0x600);
+        assert_eq!(with_field(0xffff_ffff, "family", 0x17), 0xf08f_ffff);
+        assert_eq!(with_field(0x600, "number", 0x3a), 0x0003_06a0);
+    }
+
+    #[test]
+    fn a_name_has_one_uuid_and_another_name_has_another() {
+        assert_eq!(name_uuid("fw1"), name_uuid("fw1"));
+        assert_ne!(name_uuid("fw1"), name_uuid("fw2"));
+        assert_eq!(name_uuid("x")[6] >> 4, 8);
+    }
+
+    #[test]
+    fn what_this_version_lacks_is_refused_by_key() {
+        let text = "name = 'x'\nbackend = 'kvm'\n[[disk]]\npath = '/etc/passwd'\n";
+        let errors = check(&Draft::parse("t.toml", text)).unwrap_err();
+        let lines: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(lines[0].starts_with("t.toml:3:") && lines[0].contains("disk.0"), "{}", lines[0]);
+        assert!(lines[2].starts_with("t.toml:2:11: backend: "), "{}", lines[2]);
+    }
+}
