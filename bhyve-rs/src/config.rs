@@ -41,27 +41,27 @@ pub fn read(file: &Path, set: &[String]) -> Result<Node, Errors> {
     for assignment in set {
         draft.set(assignment, &Origin::named(&format!("-o {assignment}")));
     }
-    check(&draft)
+    check(&draft, false)
 }
 
 /// Checks settings from the command line alone.
 ///
 /// # Errors
 /// All that is wrong with them.
-pub fn from_settings<S: AsRef<str>>(set: &[S]) -> Result<Node, Errors> {
+pub fn from_settings<S: AsRef<str>>(set: &[S], has_kernel: bool) -> Result<Node, Errors> {
     let mut draft = Draft::new(Origin::named("the command line"));
     for assignment in set {
         let assignment = assignment.as_ref();
         draft.set(assignment, &Origin::named(&format!("-o {assignment}")));
     }
-    check(&draft)
+    check(&draft, has_kernel)
 }
 
-/// Checks a draft.
+/// Checks a draft. `has_kernel`: the kernel comes from elsewhere.
 ///
 /// # Errors
 /// All that is wrong with it.
-pub fn check(draft: &Draft) -> Result<Node, Errors> {
+pub fn check(draft: &Draft, has_kernel: bool) -> Result<Node, Errors> {
     let node = draft.check(Schema { root: &cfg::schema::MACHINE, catalogue: &Words })?;
     let mut errors: Vec<Error> = Vec::new();
     let say = |message: &str| Problem { message: message.to_owned(), allowed: None, suggestion: None };
@@ -73,7 +73,7 @@ pub fn check(draft: &Draft) -> Result<Node, Errors> {
     let boot = node.child("boot");
     if boot.is_given("firmware") {
         errors.push(boot.error("firmware", say("external firmware is not supported by this version yet")));
-    } else if !boot.is_given("kernel") {
+    } else if !has_kernel && !boot.is_given("kernel") {
         let problem = Problem {
             message: "nothing to start: this version starts kernels only".to_owned(),
             allowed: Some("boot.kernel = the path of a kernel".to_owned()),
@@ -95,22 +95,29 @@ pub fn check(draft: &Draft) -> Result<Node, Errors> {
     if errors.is_empty() { Ok(node) } else { Err(Errors(errors)) }
 }
 
-/// The machine that a checked configuration describes.
+/// The kernel that a configuration names.
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn spec(node: &Node, plain: bool) -> Result<Spec> {
+pub fn kernel(node: &Node) -> Result<Kernel> {
     let boot = node.child("boot");
     let file = |key: &str| -> Result<Vec<u8>> {
         let path = boot.path(key);
         std::fs::read(path).with_context(|| path.display().to_string())
     };
-    let kernel = Kernel {
+    Ok(Kernel {
         name: boot.path("kernel").display().to_string(),
         bytes: file("kernel")?,
         initrd: boot.is_given("initrd").then(|| file("initrd")).transpose()?,
         args: boot.maybe::<&str>("args").unwrap_or_default().to_owned(),
-    };
+    })
+}
+
+/// The machine that a checked configuration describes, with this kernel.
+///
+/// # Errors
+/// What the configuration asks for and this version cannot do.
+pub fn spec(node: &Node, kernel: Kernel, plain: bool) -> Result<Spec> {
     let instruction_clock = node.text("clock") == "instructions";
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(FIXED_START, |d| d.as_secs() as i64);
     Ok(Spec {
@@ -235,7 +242,7 @@ mod tests {
     #[test]
     fn what_this_version_lacks_is_refused_by_key() {
         let text = "name = 'x'\nbackend = 'kvm'\n[[disk]]\npath = '/etc/passwd'\n";
-        let errors = check(&Draft::parse("t.toml", text)).unwrap_err();
+        let errors = check(&Draft::parse("t.toml", text), false).unwrap_err();
         let lines: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
         assert_eq!(lines.len(), 3, "{lines:?}");
         assert!(lines[0].starts_with("t.toml:3:") && lines[0].contains("disk.0"), "{}", lines[0]);

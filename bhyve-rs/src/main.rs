@@ -113,11 +113,11 @@ fn run(args: &RunArgs) -> Result<Ended> {
     }
     let checked = match &args.config {
         Some(file) => config::read(file, &set),
-        None => config::from_settings(&set),
+        None => config::from_settings(&set, false),
     };
     match checked {
         Ok(node) => {
-            let spec = config::spec(&node, args.options.plain)?;
+            let spec = config::spec(&node, config::kernel(&node)?, args.options.plain)?;
             start(&spec, &node, &args.options)
         }
         Err(errors) => {
@@ -130,13 +130,15 @@ fn run(args: &RunArgs) -> Result<Ended> {
 fn demo(options: &RunOptions) -> Result<Ended> {
     #[cfg(probe)]
     {
-        let node =
-            config::from_settings(&["name=demo", "memory=64M", "serial.0.backend=stdio", "boot.kernel=/dev/null"])
-                .map_err(|e| anyhow::anyhow!("{e}"))?;
-        let mut spec = config::spec(&node, options.plain)?;
-        spec.kernel.name = "the embedded demo guest".to_owned();
-        spec.kernel.bytes = include_bytes!(env!("PROBE_ELF")).to_vec();
-        spec.kernel.args = "demo".to_owned();
+        let node = config::from_settings(&["name=demo", "memory=64M", "serial.0.backend=stdio"], true)
+            .map_err(|e| anyhow::anyhow!("{e}"))?;
+        let kernel = vm::Kernel {
+            name: "the embedded demo guest".to_owned(),
+            bytes: include_bytes!(env!("PROBE_ELF")).to_vec(),
+            initrd: None,
+            args: "demo".to_owned(),
+        };
+        let spec = config::spec(&node, kernel, options.plain)?;
         let ended = start(&spec, &node, options)?;
         // Its power-off is the demo's success.
         Ok(if ended == Ended::PowerOff { Ended::Reboot } else { ended })

@@ -305,7 +305,8 @@ fn report(case: &Case, data: &[u8], real: &Outcome, ours: &Outcome, what: &str) 
     );
     if case.fp {
         for at in (0..512).step_by(16) {
-            let (b, h, s) = (&case.state.fx.0[at..at + 16], &real.state.fx.0[at..at + 16], &ours.state.fx.0[at..at + 16]);
+            let (b, h, s) =
+                (&case.state.fx.0[at..at + 16], &real.state.fx.0[at..at + 16], &ours.state.fx.0[at..at + 16]);
             if h != s {
                 let _ = write!(out, "\n  fx {at:3}: {b:02x?}\n    host: {h:02x?}\n    soft: {s:02x?}");
             }

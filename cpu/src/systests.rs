@@ -254,6 +254,7 @@ impl Machine {
         let bytes = a.assemble(origin).unwrap();
         self.ram.write(RamAddr(CODE), &bytes);
         self.cpu.rip = origin;
+        self.cpu.halted = false;
     }
 
     /// Runs until the processor halts or shuts down.

@@ -16,21 +16,6 @@ const RAM_LEN: u64 = 0x2_0000;
 /// Physical address of the page tables, one page for each level.
 const TABLES: u64 = DATA + 0x1_8000;
 
-/// Where FXSAVE images pass.
-const FX: u64 = CODE + 0x1000;
-
-/// Runs FXSAVE (0) or FXRSTOR (1), with REX.W in 64-bit code, on [`FX`].
-fn fx_transfer(cpu: &mut Cpu, bits: Bits, extension: u8) {
-    let mut code = match bits {
-        Bits::B16 => panic!("16-bit segments do not reach so far"),
-        Bits::B32 => vec![0x0f, 0xae, 0x05 | extension << 3],
-        Bits::B64 => vec![0x48, 0x0f, 0xae, 0x04 | extension << 3, 0x25],
-    };
-    code.extend_from_slice(&(FX as u32).to_le_bytes());
-    let insn = decode(&code, cpu.mode).unwrap();
-    assert!((insn.exec)(cpu, &insn).is_ok(), "{:?}", cpu.why);
-}
-
 pub(super) struct Guest {
     cpu: Cpu,
     bits: Bits,
@@ -59,16 +44,16 @@ impl Guest {
         }
         let mut page = |at: u64, flags| bus.write(TABLES + 0x3000 + 8 * (at >> 12 & 511), 8, at | flags);
         (DATA..DATA + DATA_LEN as u64).step_by(0x1000).for_each(|at| page(at, FLAGS));
-        page(FX, FLAGS);
         // Not writable.
         page(CODE, FLAGS & !2);
 
         let clock = Clock::manual();
         let lapic = Lapic::new(0, &ApicBus::new(), &Timers::new(clock.clone()), 1_000_000_000);
         let mut cpu = Cpu::new(Arc::new(Model::default()), bus, clock, lapic);
-        cpu.cr0 = 0x8000_0011;
+        cpu.cr0 = 0x8000_0033;
         cpu.cr3 = TABLES;
-        cpu.cr4 = 0x620;
+        cpu.cr4 = 0x4_0620;
+        cpu.xcr0 = 3;
         cpu.msr.efer = 0x500;
         cpu.cpl = 3;
         let data = match bits {
@@ -102,8 +87,7 @@ impl Guest {
         cpu.flags = Flags::from_bits(case.state.flags);
         cpu.rflags = case.state.flags & !crate::flags::ARITH;
         if case.fp {
-            cpu.bus.ram().write(RamAddr(FX - DATA), &case.state.fx.0);
-            fx_transfer(cpu, case.bits, 1);
+            cpu.fpu.from_fxsave(&case.state.fx.0);
         }
         cpu.rip = case.state.rip;
         let mut vector = 3;
@@ -130,10 +114,7 @@ impl Guest {
         let mut state = State { rip: cpu.rip, flags: cpu.flags.bits() | cpu.rflags, ..case.state.clone() };
         state.gpr.copy_from_slice(&cpu.gpr[..16]);
         if case.fp {
-            fx_transfer(cpu, case.bits, 0);
-            cpu.bus.ram().read(RamAddr(FX - DATA), &mut state.fx.0);
-            // The kernel keeps its own data there.
-            state.fx.0[464..].fill(0);
+            state.fx.0 = cpu.fpu.to_fxsave();
         }
         let mut after = vec![0; DATA_LEN];
         cpu.bus.ram().read(RamAddr(0), &mut after);

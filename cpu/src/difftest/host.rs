@@ -143,9 +143,7 @@ fn map(address: u64, len: usize, prot: i32, file: Option<&OwnedFd>) -> Option<()
     let sharing = if file.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
     let fd = file.map_or(-1, |f| f.as_raw_fd());
     // SAFETY: NOREPLACE: nothing that exists is touched.
-    let p = unsafe {
-        libc::mmap(address as *mut libc::c_void, len, prot, sharing | libc::MAP_FIXED_NOREPLACE, fd, 0)
-    };
+    let p = unsafe { libc::mmap(address as *mut libc::c_void, len, prot, sharing | libc::MAP_FIXED_NOREPLACE, fd, 0) };
     (p as u64 == address).then_some(())
 }
 

@@ -70,7 +70,6 @@ pub(super) fn address_mask(i: &Insn) -> u64 {
     MASKS[usize::from(i.flags & ASIZE)]
 }
 
-
 impl Cpu {
     /// The effective address of a memory operand: its offset in the segment, not cut to the address size.
     #[inline(always)]

@@ -2,8 +2,8 @@
 
 use super::addr::address_mask;
 use super::{
-    Addr, Base, Condition, Flat, Gen, Kind, Operand, Reg, by_condition, byte_reg, byte_regs, kind, memory, operand, wide,
-    width, width_code,
+    Addr, Base, Condition, Flat, Gen, Kind, Operand, Reg, by_condition, byte_reg, byte_regs, kind, memory, operand,
+    wide, width, width_code,
 };
 use crate::flags::{AF, CF, DF, PF, SF, ZF};
 use crate::insn::{DS, Dec, END, Handler, Insn, NEXT, RAX, RBX, RDX, Res};

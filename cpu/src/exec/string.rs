@@ -158,7 +158,14 @@ impl Cpu {
 
     /// The elements of size T from a pointer register upwards that lie in one plain page and inside the segment: host
     /// pointer and how many, `most` at most. `None` if there is no such.
-    fn run<A: Implied, T: Int>(&mut self, seg: u8, r: u8, mask: u64, most: u64, write: bool) -> Res<Option<(*mut u8, u64)>> {
+    fn run<A: Implied, T: Int>(
+        &mut self,
+        seg: u8,
+        r: u8,
+        mask: u64,
+        most: u64,
+        write: bool,
+    ) -> Res<Option<(*mut u8, u64)>> {
         let offset = self.pointer(r, mask);
         let size = u64::from(T::BYTES);
         let lin = A::linear(self, seg, offset, u32::from(T::BYTES), write)?;

@@ -77,11 +77,9 @@ impl Rig {
     fn long() -> Rig {
         let mut rig = Rig::flat();
         let gigabyte = 0x83u64;
-        for (at, entry) in [
-            (TABLES, TABLES + 0x1003),
-            (TABLES + 8 * 256, TABLES + 0x1003),
-            (TABLES + 0x1000, TABLES + 0x2003),
-        ] {
+        for (at, entry) in
+            [(TABLES, TABLES + 0x1003), (TABLES + 8 * 256, TABLES + 0x1003), (TABLES + 0x1000, TABLES + 0x2003)]
+        {
             rig.write(at, &entry.to_le_bytes());
         }
         for n in 0..512 {

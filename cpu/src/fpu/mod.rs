@@ -27,8 +27,6 @@ mod select;
 mod tests;
 mod xsave;
 
-use serde::{Deserialize, Serialize};
-
 use crate::insn::{ASIZE, CS, Insn, Res, Stop};
 use crate::softfloat::{F80, IE, X87};
 use crate::state::{Cpu, Why};
@@ -60,79 +58,36 @@ const CW_ONE: u16 = 1 << 6;
 const CW_INIT: u16 = 0x37f;
 
 /// The x87, MMX and SSE registers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Saved", into = "Saved")]
-pub struct Fpu {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fpu {
     /// XMM0 to XMM15, low half first. The upper eight are out of reach outside 64-bit mode.
-    pub xmm: [[u64; 2]; 16],
+    pub(crate) xmm: [[u64; 2]; 16],
     /// MXCSR.
-    pub mxcsr: u32,
+    pub(crate) mxcsr: u32,
     /// Control word.
-    pub cw: u16,
+    pub(crate) cw: u16,
     /// Status word without TOP: see [`Fpu::status`].
-    pub sw: u16,
+    pub(crate) sw: u16,
     /// TOP, 0 to 7: the physical register that is ST(0).
-    pub top: u8,
+    pub(crate) top: u8,
     /// The abridged tag word: bit n says that physical register n is not empty.
-    pub full: u8,
+    pub(crate) full: u8,
     /// R0 to R7, the physical registers. MMn is the significand of Rn.
-    pub regs: [F80; 8],
+    pub(crate) regs: [F80; 8],
     /// The last instruction that was not a control instruction: the low 3 bits of its first byte, then ModRM.
-    pub fop: u16,
+    pub(crate) fop: u16,
     /// Code segment of that instruction.
-    pub fcs: u16,
+    pub(crate) fcs: u16,
     /// Segment of the last memory operand.
-    pub fds: u16,
+    pub(crate) fds: u16,
     /// Offset of that instruction, prefixes included.
-    pub fip: u64,
+    pub(crate) fip: u64,
     /// Offset of the last memory operand.
-    pub fdp: u64,
+    pub(crate) fdp: u64,
     /// FERR#: an error waits for IRQ 13, since CR0.NE is 0.
-    pub ferr: bool,
+    pub(crate) ferr: bool,
     /// IGNNE#: the board asserts it when port F0h is written; it falls with FERR#.
-    pub ignne: bool,
-}
-
-/// The registers in a form that can be saved.
-#[derive(Clone, Serialize, Deserialize)]
-struct Saved {
-    xmm: [[u64; 2]; 16],
-    mxcsr: u32,
-    cw: u16,
-    status: u16,
-    full: u8,
-    regs: [(u64, u16); 8],
-    pointers: (u16, u16, u16, u64, u64),
-    ferr: bool,
-    ignne: bool,
-}
-
-impl From<Fpu> for Saved {
-    fn from(f: Fpu) -> Saved {
-        Saved {
-            xmm: f.xmm,
-            mxcsr: f.mxcsr,
-            cw: f.cw,
-            status: f.status(),
-            full: f.full,
-            regs: f.regs.map(|r| (r.mant, r.se)),
-            pointers: (f.fop, f.fcs, f.fds, f.fip, f.fdp),
-            ferr: f.ferr,
-            ignne: f.ignne,
-        }
-    }
-}
-
-impl From<Saved> for Fpu {
-    fn from(s: Saved) -> Fpu {
-        let (fop, fcs, fds, fip, fdp) = s.pointers;
-        let regs = s.regs.map(|(mant, se)| F80 { mant, se });
-        let (xmm, mxcsr, full, ferr, ignne) = (s.xmm, s.mxcsr & MXCSR_MASK, s.full, s.ferr, s.ignne);
-        let mut f = Fpu { xmm, mxcsr, full, regs, fop, fcs, fds, fip, fdp, ferr, ignne, ..Fpu::default() };
-        f.set_control(s.cw);
-        f.set_status(s.status);
-        f
-    }
+    pub(crate) ignne: bool,
 }
 
 /// The bits of MXCSR that exist.
@@ -212,19 +167,19 @@ impl Fpu {
     }
 
     /// The status word, TOP included.
-    pub fn status(&self) -> u16 {
+    pub(crate) fn status(&self) -> u16 {
         self.sw & !TOP | u16::from(self.top) << 11
     }
 
     /// Replaces status word and TOP. ES and B follow from the exceptions and the control word.
-    pub fn set_status(&mut self, sw: u16) {
+    pub(crate) fn set_status(&mut self, sw: u16) {
         self.sw = sw & !TOP;
         self.top = (sw >> 11 & 7) as u8;
         self.summarize();
     }
 
     /// Replaces the control word. What it unmasks becomes pending.
-    pub fn set_control(&mut self, cw: u16) {
+    pub(crate) fn set_control(&mut self, cw: u16) {
         self.cw = cw & CW_BITS | CW_ONE;
         self.summarize();
     }

@@ -54,12 +54,12 @@ fn get<const N: usize>(image: &[u8], at: usize) -> [u8; N] {
 impl Fpu {
     /// The image of FXSAVE in its 64-bit form, which KVM and debuggers use too: FIP and FDP have 64 bits, FCS and FDS
     /// have no place.
-    pub fn to_fxsave(&self) -> [u8; 512] {
+    pub(crate) fn to_fxsave(&self) -> [u8; 512] {
         self.image(true)
     }
 
     /// Takes over an image in the 64-bit form. What a processor would refuse is dropped.
-    pub fn from_fxsave(&mut self, image: &[u8; 512]) {
+    pub(crate) fn from_fxsave(&mut self, image: &[u8; 512]) {
         self.set_x87(image, true);
         self.mxcsr = u32::from_le_bytes(get(image, MXCSR)) & MXCSR_MASK;
         self.set_xmm(image, 16);

@@ -72,7 +72,8 @@ fn a_far_call_and_return_in_one_level() {
 /// User code calls through a gate with two parameters; the target returns with RETF 8.
 fn call_through_gate(kind: u32, count: u32) -> Machine {
     let mut m = Machine::protected();
-    let target = 0x1_8000;
+    // A 16-bit gate has 16 bits of offset.
+    let target = 0x5000;
     m.set_descriptor(SEL, gate(sel::CODE0, target, kind | count));
     m.write(target.into(), [0xf4]);
     m.level(3);

@@ -144,7 +144,6 @@ fn leaving_protected_mode_keeps_the_limits() {
         a.mov(ebx, 0x20_0000).unwrap();
         a.mov(ecx, dword_ptr(ebx).es()).unwrap();
     });
-    m.cpu.halted = false;
     assert_eq!(m.vector(), 13);
 }
 
