@@ -9,7 +9,7 @@ use boot::platform::{
 };
 use emu::{Backends, Bdf, DeviceCell, IrqLine, IrqSink, Machine, Pin, RamAddr};
 use hv::Vm;
-use lpc::{AcpiPm, HostBridge, I440, I8254, I8259, IoApic, Mc146818, Mechanism1, Piix, PiixIsa, Pirq};
+use lpc::{AcpiPm, HostBridge, I440, I8042, I8237, I8254, I8259, IoApic, Mc146818, Mechanism1, Piix, PiixIsa, Pirq};
 
 /// Which board.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +109,8 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     part("host-bridge", Some(Bdf::new(0, 0)), Box::new(move |s| I440::create(s, bridge, ram)))?;
     part("isa-bridge", Some(Bdf::new(south, 0)), Box::new(move |s| PiixIsa::create(s, isa, pirq)))?;
     let pm = part("pm", Some(Bdf::new(south, 3)), Box::new(|s| AcpiPm::create(s, PM_BASE, true)))?;
+    I8237::new(machine);
+    part("i8042", None, Box::new(|s| Ok(I8042::create(s))))?;
     part("i8254", None, Box::new(|s| Ok(I8254::create(s))))?;
     let (start, cmos) = (parts.rtc_start, cmos(parts));
     part("rtc", None, Box::new(move |s| Ok(Mc146818::create(s, start, cmos))))?;
@@ -206,8 +208,8 @@ pub fn platform(
         rtc_century: Some(0x32),
         serial,
         parallel: Vec::new(),
-        keyboard: false,
-        mouse: false,
+        keyboard: true,
+        mouse: true,
         floppy: false,
     }
 }

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use emu::{Device, Event, IrqLine, PciFunction, PciIds, Region, ResetKind, Slot, State, SystemEvent, Timer, Widths};
 use serde::{Deserialize, Serialize};
 
+use crate::lpc_bhyve;
+
 /// PM timer counts a second.
 const HZ: u64 = 3_579_545;
 const NS: u64 = 1_000_000_000;
@@ -21,6 +23,31 @@ pub const ACPI_ENABLE: u8 = 0xf1;
 /// Writing this takes it back.
 pub const ACPI_DISABLE: u8 = 0xf0;
 
+/// What boards do differently.
+#[derive(Clone, Copy)]
+struct Layout {
+    /// Bytes of the block.
+    len: u32,
+    /// Width of the PM timer.
+    timer_bits: u32,
+    /// General-purpose status and enable are bytes side by side, not words.
+    byte_gpe: bool,
+    /// The sleep type that powers off.
+    s5: u16,
+    /// What the command port takes as [`ACPI_ENABLE`] and [`ACPI_DISABLE`].
+    commands: [u8; 2],
+}
+
+const PIIX4: Layout =
+    Layout { len: LEN, timer_bits: 24, byte_gpe: false, s5: 0, commands: [ACPI_ENABLE, ACPI_DISABLE] };
+const BHYVE: Layout = Layout {
+    len: 0x10,
+    timer_bits: 32,
+    byte_gpe: true,
+    s5: lpc_bhyve::PM_S5,
+    commands: [lpc_bhyve::ACPI_ENABLE, lpc_bhyve::ACPI_DISABLE],
+};
+
 const STS_TMR: u16 = 1;
 const STS_PWRBTN: u16 = 1 << 8;
 const CNT_SCI_EN: u16 = 1;
@@ -28,7 +55,7 @@ const CNT_SLP_EN: u16 = 1 << 13;
 
 const BLOCK: u32 = 0;
 const APM: u32 = 1;
-/// Bytes of the block.
+/// Bytes of the PIIX4's block.
 const LEN: u32 = 0x40;
 
 const PMBA: usize = 0x40;
@@ -51,6 +78,7 @@ struct Regs {
 /// The power management block.
 pub struct AcpiPm {
     regs: Regs,
+    layout: Layout,
     function: Option<Arc<PciFunction>>,
     block: Region,
     sci: Arc<IrqLine>,
@@ -59,7 +87,7 @@ pub struct AcpiPm {
 }
 
 impl AcpiPm {
-    /// The block at `base`, with the SCI on ISA interrupt 9; as PCI function 8086:7113 if `pci`, then `base` is what the
+    /// The PIIX4's block at `base`, with the SCI on ISA interrupt 9; as PCI function 8086:7113 if `pci`, then `base` is what the
     /// firmware programs.
     ///
     /// # Errors
@@ -86,10 +114,22 @@ impl AcpiPm {
         } else {
             None
         };
-        let block = slot.ports_off(BLOCK, LEN, Widths::DWORD);
+        let pm = AcpiPm::build(slot, PIIX4, function);
         if !pci {
-            block.enable(u64::from(base));
+            pm.block.enable(u64::from(base));
         }
+        Ok(Box::new(pm))
+    }
+
+    /// The block as bhyve's board has it: at [`lpc_bhyve::PM_BASE`], SCI on ISA interrupt 9, a 32-bit timer.
+    pub fn create_bhyve(slot: &mut Slot) -> Box<dyn Device> {
+        let pm = AcpiPm::build(slot, BHYVE, None);
+        pm.block.enable(u64::from(lpc_bhyve::PM_BASE));
+        Box::new(pm)
+    }
+
+    fn build(slot: &mut Slot, layout: Layout, function: Option<Arc<PciFunction>>) -> AcpiPm {
+        let block = slot.ports_off(BLOCK, layout.len, Widths::DWORD);
         slot.ports(APM, 0xb2, 2, Widths::BYTE);
         let machine = Arc::downgrade(slot.machine());
         let power_off = Box::new(move || {
@@ -99,15 +139,20 @@ impl AcpiPm {
         });
         let (sci, overflow) = (slot.isa_irq(9), slot.timer(0));
         let regs = Regs { other: vec![0; LEN as usize], ..Regs::default() };
-        Ok(Box::new(AcpiPm { regs, function, block, sci, overflow, power_off }))
+        AcpiPm { regs, layout, function, block, sci, overflow, power_off }
     }
 
-    /// The timer's 24 bits.
+    /// Counts since power-on.
+    fn total(&self) -> u128 {
+        u128::from(self.overflow.now()) * u128::from(HZ) / u128::from(NS)
+    }
+
+    /// What the timer shows.
     fn count(&self) -> u32 {
-        (u128::from(self.overflow.now()) * u128::from(HZ) / u128::from(NS)) as u32 & 0xff_ffff
+        self.total() as u32 & (u32::MAX >> (32 - self.layout.timer_bits))
     }
 
-    /// The SCI from status and enables, and the timer for the next carry of bit 23, if anybody wants it.
+    /// The SCI from status and enables, and the timer for the next change of the count's top bit, if anybody wants it.
     fn update(&mut self) {
         let gpe = self.regs.gpe_sts & self.regs.gpe_en != 0;
         let pm1 = self.regs.sts & self.regs.en & 0x0521 != 0;
@@ -116,9 +161,8 @@ impl AcpiPm {
             self.overflow.cancel();
             return;
         }
-        // TMR_STS is set whenever bit 23 changes.
-        let total = u128::from(self.overflow.now()) * u128::from(HZ) / u128::from(NS);
-        let next = ((total >> 23) + 1) << 23;
+        let top = self.layout.timer_bits - 1;
+        let next = ((self.total() >> top) + 1) << top;
         self.overflow.set((next * u128::from(NS)).div_ceil(u128::from(HZ)) as u64);
     }
 
@@ -135,6 +179,7 @@ impl AcpiPm {
             0x04 => self.regs.cnt,
             0x08 => self.count() as u16,
             0x0a => (self.count() >> 16) as u16,
+            0x0c if self.layout.byte_gpe => self.regs.gpe_sts & 0xff | self.regs.gpe_en << 8,
             0x0c => self.regs.gpe_sts,
             0x0e => self.regs.gpe_en,
             _ => {
@@ -152,12 +197,15 @@ impl AcpiPm {
             0x02 => self.regs.en = merge(self.regs.en) & 0x0521,
             0x04 => {
                 self.regs.cnt = merge(self.regs.cnt) & !CNT_SLP_EN;
-                // SLP_TYP 0 is soft off on this chip.
-                if value & mask & CNT_SLP_EN != 0 && self.regs.cnt >> 10 & 7 == 0 {
+                if value & mask & CNT_SLP_EN != 0 && self.regs.cnt >> 10 & 7 == self.layout.s5 {
                     (self.power_off)();
                 }
             }
             0x08 | 0x0a => {}
+            0x0c if self.layout.byte_gpe => {
+                self.regs.gpe_sts &= !(value & mask & 0xff);
+                self.regs.gpe_en = merge(self.regs.gpe_en << 8) >> 8;
+            }
             0x0c => self.regs.gpe_sts &= !(value & mask),
             0x0e => self.regs.gpe_en = merge(self.regs.gpe_en),
             _ => {
@@ -187,10 +235,10 @@ impl Device for AcpiPm {
         if region == APM {
             if offset == 0 {
                 self.regs.apmc = value as u8;
-                match value as u8 {
-                    ACPI_ENABLE => self.regs.cnt |= CNT_SCI_EN,
-                    ACPI_DISABLE => self.regs.cnt &= !CNT_SCI_EN,
-                    _ => {}
+                if value as u8 == self.layout.commands[0] {
+                    self.regs.cnt |= CNT_SCI_EN;
+                } else if value as u8 == self.layout.commands[1] {
+                    self.regs.cnt &= !CNT_SCI_EN;
                 }
             } else {
                 self.regs.apms = value as u8;

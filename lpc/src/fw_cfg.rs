@@ -360,9 +360,175 @@ impl Device for FwCfg {
     fn state(&mut self) -> &mut dyn State {
         &mut self.regs
     }
+}
 
-    fn restored(&mut self) {
-        // The machine may have been built with other files.
-        self.regs.offset = self.regs.offset.min(u32::MAX / 2);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use emu::bench::Bench;
+
+    const DESCRIPTOR: u64 = 0x1000;
+    const BUFFER: u64 = 0x2000;
+
+    fn rig(fill: impl FnOnce(&mut FwCfgItems)) -> Bench {
+        let bench = Bench::new();
+        let mut items = FwCfgItems::new();
+        fill(&mut items);
+        bench.part(|s| FwCfg::create(s, items));
+        bench
+    }
+
+    fn read(b: &mut Bench, key: u16, len: usize) -> Vec<u8> {
+        b.bus.pio_write(0x510, 2, u32::from(key));
+        let mut buf = vec![0; len];
+        b.bus.pio_read_many(0x511, 1, &mut buf);
+        buf
+    }
+
+    /// The key and size of a file, as a guest finds it.
+    fn find(b: &mut Bench, name: &str) -> Option<(u16, u32)> {
+        let count = u32::from_be_bytes(read(b, FILE_DIR, 4).try_into().unwrap());
+        (0..count).find_map(|_| {
+            let mut e = [0; 64];
+            b.bus.pio_read_many(0x511, 1, &mut e);
+            let text = std::str::from_utf8(&e[8..]).unwrap().trim_end_matches('\0');
+            let size = u32::from_be_bytes(e[..4].try_into().unwrap());
+            (text == name).then_some((u16::from_be_bytes([e[4], e[5]]), size))
+        })
+    }
+
+    /// Starts a transfer and gives its control word.
+    fn dma(b: &mut Bench, control: u32, len: u32, address: u64) -> u32 {
+        let d = u128::from(control) << 96 | u128::from(len) << 64 | u128::from(address);
+        b.dma().write(DESCRIPTOR, &d.to_be_bytes());
+        b.bus.pio_write(0x518, 4, (DESCRIPTOR as u32).swap_bytes());
+        control_word(b)
+    }
+
+    fn control_word(b: &Bench) -> u32 {
+        u32::from_be_bytes(b.dma().fetch(DESCRIPTOR))
+    }
+
+    #[test]
+    fn the_signatures_tell_of_both_interfaces() {
+        let mut b = rig(|_| {});
+        assert_eq!(read(&mut b, 0, 6), b"QEMU\0\0");
+        assert_eq!(read(&mut b, 1, 4), [3, 0, 0, 0]);
+        assert_eq!(b.bus.pio_read(0x514, 4).to_le_bytes(), *b"QEMU");
+        assert_eq!(b.bus.pio_read(0x518, 4).to_le_bytes(), *b" CFG");
+        assert_eq!(b.inb(0x51b), b'G');
+        assert_eq!(find(&mut b, "etc/e820"), None);
+        assert_eq!(read(&mut b, 0x3fff, 3), [0; 3], "an item that is not there");
+    }
+
+    #[test]
+    fn bytes_come_one_after_the_other_and_a_selection_starts_over() {
+        let mut b = rig(|i| {
+            i.cpus(4, 8);
+            i.ram_size(0x1234_5678);
+        });
+        assert_eq!(read(&mut b, 5, 2), [4, 0]);
+        assert_eq!(read(&mut b, 0xf, 2), [8, 0]);
+        assert_eq!(read(&mut b, RAM_SIZE | WRITE_CHANNEL, 1), [0x78]);
+        assert_eq!([b.inb(0x511), b.inb(0x511)], [0x56, 0x34]);
+        b.outb(0x511, 0xff);
+        assert_eq!(read(&mut b, 3, 8), 0x1234_5678u64.to_le_bytes(), "the data port does not write");
+    }
+
+    #[test]
+    fn files_are_found_in_the_directory() {
+        let mut b = rig(|i| {
+            i.file("opt/org.example/a", vec![1, 2, 3]).unwrap();
+            i.e820(&[(0, 0x9_f000, 1), (0xf_0000, 0x1_0000, 2)]).unwrap();
+            i.file("bootorder", Vec::new()).unwrap();
+        });
+        let (key, size) = find(&mut b, "etc/e820").unwrap();
+        assert_eq!(size, 40);
+        let map = read(&mut b, key, 40);
+        assert_eq!(map[8..20], [0, 0xf0, 9, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        let (key, size) = find(&mut b, "opt/org.example/a").unwrap();
+        assert_eq!((read(&mut b, key, 4), size), (vec![1, 2, 3, 0], 3));
+        assert_eq!(find(&mut b, "bootorder").unwrap().1, 0);
+    }
+
+    #[test]
+    fn bad_files_are_refused_by_name() {
+        let mut i = FwCfgItems::new();
+        i.file("a", Vec::new()).unwrap();
+        assert!(i.file("a", Vec::new()).unwrap_err().contains("twice"));
+        assert!(i.file(&"n".repeat(56), Vec::new()).unwrap_err().contains("55"));
+        assert!(i.file("", Vec::new()).is_err());
+        assert!(i.file("\u{e9}", Vec::new()).is_err());
+        assert!(i.writable_file("big", vec![0; WRITABLE + 1]).unwrap_err().contains("65536"));
+    }
+
+    #[test]
+    fn dma_reads_skips_and_pads_with_zeros() {
+        let mut b = rig(|i| i.set(7, (0..100).collect::<Vec<u8>>()));
+        b.dma().write(BUFFER, &[0xee; 200]);
+        assert_eq!(dma(&mut b, 7 << 16 | CTL_SELECT | CTL_SKIP, 90, 0), 0);
+        assert_eq!(dma(&mut b, CTL_READ, 20, BUFFER), 0);
+        let mut got = [0; 21];
+        b.dma().read(BUFFER, &mut got);
+        assert_eq!(got[..10], [90, 91, 92, 93, 94, 95, 96, 97, 98, 99]);
+        assert_eq!(got[10..], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xee]);
+        assert_eq!(b.inb(0x511), 0, "both interfaces share the offset");
+        assert_eq!(dma(&mut b, CTL_SKIP, u32::MAX, 0), 0);
+    }
+
+    #[test]
+    fn the_upper_half_of_the_address_counts_once() {
+        let mut b = rig(|_| {});
+        b.bus.pio_write(0x514, 4, 1u32.swap_bytes());
+        assert_eq!(dma(&mut b, CTL_READ | CTL_SELECT, 4, BUFFER), CTL_READ | CTL_SELECT, "no RAM at 4 GiB: no answer");
+        assert_eq!(dma(&mut b, CTL_READ | CTL_SELECT, 4, BUFFER), 0);
+        assert_eq!(b.dma().fetch(BUFFER), *b"QEMU");
+    }
+
+    #[test]
+    fn only_writable_files_are_written_and_only_whole() {
+        let mut b = rig(|i| {
+            i.file("fixed", vec![1; 8]).unwrap();
+            i.writable_file("notes", vec![2; 8]).unwrap();
+        });
+        b.dma().write(BUFFER, &[9; 16]);
+        let (fixed, notes) = (find(&mut b, "fixed").unwrap().0, find(&mut b, "notes").unwrap().0);
+        let write = |b: &mut Bench, key: u16, len| dma(b, u32::from(key) << 16 | CTL_SELECT | CTL_WRITE, len, BUFFER);
+        assert_eq!(write(&mut b, fixed, 8), CTL_ERROR);
+        assert_eq!(write(&mut b, notes, 9), CTL_ERROR);
+        assert_eq!(read(&mut b, notes, 8), [2; 8]);
+        assert_eq!(write(&mut b, notes, 3), 0);
+        assert_eq!(dma(&mut b, CTL_WRITE, 3, BUFFER), 0);
+        assert_eq!(dma(&mut b, CTL_WRITE, 3, BUFFER), CTL_ERROR, "two bytes are left");
+        assert_eq!(read(&mut b, notes, 8), [9, 9, 9, 9, 9, 9, 2, 2]);
+        b.machine.reset(ResetKind::System);
+        assert_eq!(read(&mut b, notes, 8), [2; 8]);
+    }
+
+    #[test]
+    fn a_large_transfer_goes_on_in_pieces_until_it_is_done() {
+        let mut b = rig(|i| i.set(0x11, vec![0x5a; 3 * CHUNK as usize]));
+        let ram = b.machine.space.ram().alloc("more", 4 << 20).unwrap();
+        let high = 1 << 32;
+        let id = b.machine.space.add_memory(high, 4 << 20, 0, emu::Rights::ReadWrite, emu::Backing::Ram(ram.start));
+        b.machine.space.enable(id, high, true);
+        let control = 0x11 << 16 | CTL_SELECT | CTL_READ;
+        assert_eq!(dma(&mut b, control, 3 * CHUNK + 5, high), control, "still in progress");
+        assert_eq!(b.dma().fetch::<1>(high + u64::from(CHUNK) - 1), [0x5a]);
+        assert_eq!(b.dma().fetch::<1>(high + u64::from(CHUNK)), [0]);
+        b.advance(PAUSE);
+        b.advance(PAUSE);
+        assert_eq!(control_word(&b), control);
+        b.advance(PAUSE);
+        assert_eq!(control_word(&b), 0);
+        assert_eq!(b.dma().fetch::<2>(high + u64::from(3 * CHUNK) - 1), [0x5a, 0]);
+    }
+
+    #[test]
+    fn transfers_to_where_no_ram_is_fail_at_once() {
+        let mut b = rig(|_| {});
+        assert_eq!(dma(&mut b, CTL_SELECT | CTL_READ, u32::MAX, BUFFER), CTL_ERROR);
+        assert_eq!(dma(&mut b, CTL_SELECT | CTL_READ, 4, Bench::RAM - 2), CTL_ERROR);
+        assert_eq!(dma(&mut b, CTL_SELECT | CTL_READ, 4, u64::MAX - 1), CTL_ERROR);
     }
 }

@@ -25,17 +25,59 @@ const CF9: u32 = 0;
 const PORT92: u32 = 1;
 const PORTF0: u32 = 2;
 
+/// The ports through which an ISA bridge reaches the processor's pins.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Regs {
+pub(crate) struct SystemPorts {
     /// CF9.
     reset_control: u8,
     /// Port 92.
     port92: u8,
 }
 
+impl SystemPorts {
+    /// Takes CF9, 92 and F0, as the owner's regions 0 to 2.
+    pub(crate) fn claim(slot: &mut Slot) {
+        slot.ports_over(CF9, 0xcf9, 1, Widths::BYTE);
+        slot.ports(PORT92, 0x92, 1, Widths::BYTE);
+        slot.ports(PORTF0, 0xf0, 2, Widths::BYTE);
+    }
+
+    pub(crate) fn read(&self, region: u32) -> u64 {
+        match region {
+            CF9 => u64::from(self.reset_control),
+            PORT92 => u64::from(self.port92),
+            _ => 0xff,
+        }
+    }
+
+    pub(crate) fn write(&mut self, region: u32, value: u8, request: impl Fn(SystemEvent)) {
+        match region {
+            CF9 => {
+                // Bit 2 going up resets; bit 1 chooses a hard reset, and a soft one is INIT.
+                let go = value & 4 != 0 && self.reset_control & 4 == 0;
+                self.reset_control = value & 0x06;
+                if go {
+                    request(if value & 2 != 0 { SystemEvent::Reset } else { SystemEvent::Init });
+                }
+            }
+            PORT92 => {
+                let old = std::mem::replace(&mut self.port92, value & 3);
+                if (old ^ value) & 2 != 0 {
+                    request(SystemEvent::A20(value & 2 != 0));
+                }
+                if value & 1 != 0 && old & 1 == 0 {
+                    request(SystemEvent::Init);
+                }
+            }
+            // F0 clears the coprocessor's error latch, which nothing sets without FERR#.
+            _ => {}
+        }
+    }
+}
+
 /// The bridge.
 pub struct PiixIsa {
-    regs: Regs,
+    ports: SystemPorts,
     function: Arc<PciFunction>,
     pirq: Arc<Pirq>,
     request: Box<dyn Fn(SystemEvent) + Send>,
@@ -66,16 +108,14 @@ impl PiixIsa {
             }
             c.set8(0x69, 0x02);
         });
-        slot.ports_over(CF9, 0xcf9, 1, Widths::BYTE);
-        slot.ports(PORT92, 0x92, 1, Widths::BYTE);
-        slot.ports(PORTF0, 0xf0, 2, Widths::BYTE);
+        SystemPorts::claim(slot);
         let machine = Arc::downgrade(slot.machine());
         let request = Box::new(move |event| {
             if let Some(m) = machine.upgrade() {
                 m.request(event);
             }
         });
-        Ok(Box::new(PiixIsa { regs: Regs::default(), function, pirq, request }))
+        Ok(Box::new(PiixIsa { ports: SystemPorts::default(), function, pirq, request }))
     }
 
     fn apply_routes(&mut self) {
@@ -88,36 +128,11 @@ impl PiixIsa {
 
 impl Device for PiixIsa {
     fn read(&mut self, region: u32, _offset: u64, _width: u8) -> u64 {
-        match region {
-            CF9 => u64::from(self.regs.reset_control),
-            PORT92 => u64::from(self.regs.port92),
-            _ => 0xff,
-        }
+        self.ports.read(region)
     }
 
     fn write(&mut self, region: u32, _offset: u64, _width: u8, value: u64) {
-        let value = value as u8;
-        match region {
-            CF9 => {
-                // Bit 2 going up resets; bit 1 chooses a hard reset, and a soft one is INIT.
-                let go = value & 4 != 0 && self.regs.reset_control & 4 == 0;
-                self.regs.reset_control = value & 0x06;
-                if go {
-                    (self.request)(if value & 2 != 0 { SystemEvent::Reset } else { SystemEvent::Init });
-                }
-            }
-            PORT92 => {
-                let old = std::mem::replace(&mut self.regs.port92, value & 3);
-                if (old ^ value) & 2 != 0 {
-                    (self.request)(SystemEvent::A20(value & 2 != 0));
-                }
-                if value & 1 != 0 && old & 1 == 0 {
-                    (self.request)(SystemEvent::Init);
-                }
-            }
-            // F0 clears the coprocessor's error latch, which nothing sets without FERR#.
-            _ => {}
-        }
+        self.ports.write(region, value as u8, &self.request);
     }
 
     fn config_write(&mut self, offset: u16, width: u8) {
@@ -127,12 +142,12 @@ impl Device for PiixIsa {
     }
 
     fn reset(&mut self, _: ResetKind) {
-        self.regs = Regs::default();
+        self.ports = SystemPorts::default();
         self.apply_routes();
     }
 
     fn state(&mut self) -> &mut dyn State {
-        &mut self.regs
+        &mut self.ports
     }
 
     fn restored(&mut self) {

@@ -1,1 +1,193 @@
-//! Whole-machine tests.
+//! Whole-machine tests: the program as a user runs it, with guests that we did not write.
+//!
+//! [`Run`] starts `bhyve-rs` with a console on standard input and output, waits for text, types, and looks at the exit
+//! status. The program is `target/release/bhyve-rs`, or `$BHYVE_RS`. Guests come from `tests/guests/fetch`; one that is
+//! not there makes a test a *named skip*: [`guest`] writes its name to the file `$BHYVE_RS_SKIPS`, which `tests/run` shows.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// The folder above this one.
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("a folder above").to_owned()
+}
+
+/// The program under test.
+///
+/// # Panics
+/// When it has not been built.
+pub fn program() -> PathBuf {
+    let path = std::env::var_os("BHYVE_RS").map_or_else(|| root().join("target/release/bhyve-rs"), PathBuf::from);
+    assert!(path.exists(), "{} is not there: run tests/run, or cargo build --release", path.display());
+    path
+}
+
+/// A file of the guest material, or `None` after a named skip.
+pub fn guest(name: &str) -> Option<String> {
+    let dir = std::env::var_os("BHYVE_RS_GUEST_CACHE").map_or_else(|| root().join("target/guests"), PathBuf::from);
+    let path = dir.join(name);
+    if path.exists() {
+        return Some(path.display().to_string());
+    }
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let line = format!("skipped: {test}: no {name}\n");
+    eprint!("{line}");
+    if let Some(file) = std::env::var_os("BHYVE_RS_SKIPS") {
+        let mut file = OpenOptions::new().create(true).append(true).open(file).expect("the list of skips");
+        file.write_all(line.as_bytes()).expect("the list of skips");
+    }
+    None
+}
+
+/// The console of a machine that ended.
+pub struct Ended {
+    /// Exit status.
+    pub status: i32,
+    /// What came out of the console.
+    pub console: String,
+    /// What the program said itself.
+    pub stderr: String,
+}
+
+impl Ended {
+    /// The line `RESULT name ...` of a Linux guest, as (verdict, details).
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn result(&self, name: &str) -> (&str, &str) {
+        let line = self.console.lines().find_map(|l| l.strip_prefix("RESULT ")?.strip_prefix(name)?.strip_prefix(' '));
+        let line = line.unwrap_or_else(|| panic!("no result of {name} in\n{}", self.console));
+        line.split_once(' ').unwrap_or((line, ""))
+    }
+
+    /// Results that are neither `pass` nor `skip`.
+    pub fn failures(&self) -> Vec<&str> {
+        let verdict = |l: &str| l.split(' ').nth(2).map(str::to_owned);
+        self.console
+            .lines()
+            .filter(|l| l.starts_with("RESULT ") && !matches!(verdict(l).as_deref(), Some("pass" | "skip")))
+            .collect()
+    }
+
+    /// The number before `instructions` in the report of `--stats`.
+    ///
+    /// # Panics
+    /// When there is no report.
+    pub fn instructions(&self) -> u64 {
+        let words: Vec<&str> = self.stderr.split_whitespace().collect();
+        let at = words.iter().position(|w| *w == "instructions,").expect("a report of --stats");
+        words[at - 1].parse().expect("a number of instructions")
+    }
+}
+
+/// A machine that runs.
+pub struct Run {
+    child: Child,
+    output: Receiver<Vec<u8>>,
+    console: Vec<u8>,
+    seen: usize,
+    deadline: Instant,
+    errors: std::thread::JoinHandle<String>,
+}
+
+impl Run {
+    /// Starts the program with these arguments. All that is waited for must come within `seconds`.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start<S: AsRef<std::ffi::OsStr>>(args: &[S], seconds: u64) -> Run {
+        let mut child = Command::new(program())
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let (tx, output) = channel();
+        let mut out = child.stdout.take().expect("piped");
+        std::thread::spawn(move || {
+            let mut buf = [0; 4096];
+            while let Ok(n @ 1..) = out.read(&mut buf) {
+                if tx.send(buf[..n].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut err = child.stderr.take().expect("piped");
+        let errors = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = err.read_to_string(&mut text);
+            text
+        });
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        Run { child, output, console: Vec::new(), seen: 0, deadline, errors }
+    }
+
+    /// Waits until `text` comes after what was waited for before.
+    ///
+    /// # Panics
+    /// When it does not come in time, or the program ends.
+    pub fn expect(&mut self, text: &str) {
+        loop {
+            let new = String::from_utf8_lossy(&self.console[self.seen..]).into_owned();
+            if let Some(at) = new.find(text) {
+                self.seen += at + text.len();
+                return;
+            }
+            if !self.more() {
+                panic!("no {text:?} in\n{}", self.text());
+            }
+        }
+    }
+
+    /// Types.
+    ///
+    /// # Panics
+    /// When the program does not read.
+    pub fn send(&mut self, text: &str) {
+        let stdin = self.child.stdin.as_mut().expect("piped");
+        stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).expect("the program reads its input");
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Panics
+    /// When it does not come in time.
+    pub fn wait(mut self) -> Ended {
+        while self.more() {}
+        let status = self.child.wait().expect("the program can be waited for");
+        Ended {
+            status: status.code().unwrap_or(-1),
+            console: self.text(),
+            stderr: self.errors.join().expect("standard error"),
+        }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.console).replace('\r', "")
+    }
+
+    /// Takes more output; `false` at its end.
+    fn more(&mut self) -> bool {
+        match self.output.recv_timeout(self.deadline.saturating_duration_since(Instant::now())) {
+            Ok(bytes) => {
+                self.console.extend(bytes);
+                true
+            }
+            Err(RecvTimeoutError::Disconnected) => false,
+            Err(RecvTimeoutError::Timeout) => {
+                let _ = self.child.kill();
+                panic!("not finished in time; the console so far:\n{}", self.text());
+            }
+        }
+    }
+}
+
+/// Runs to the end.
+pub fn run<S: AsRef<std::ffi::OsStr>>(args: &[S], seconds: u64) -> Ended {
+    Run::start(args, seconds).wait()
+}

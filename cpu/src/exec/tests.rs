@@ -275,7 +275,7 @@ fn branches_to_addresses_that_are_not_canonical_fault_before_they_happen() {
 fn addresses_that_are_not_canonical_are_stack_faults_with_rsp_or_rbp() {
     let mut m = Rig::long();
     for r in [RAX, RBP, RSP] {
-        m.set(r, 0x8000_0000_0000);
+        m.set(r, 0x8000_0000_0010);
     }
     assert_eq!(m.run(&[0x48, 0x8b, 0x08]), GP);
     assert_eq!(m.run(&[0x48, 0x8b, 0x4d, 0]), STACK_FAULT);
@@ -284,7 +284,7 @@ fn addresses_that_are_not_canonical_are_stack_faults_with_rsp_or_rbp() {
     assert_eq!(m.run(&[0x58]), STACK_FAULT);
     assert_eq!(m.run(&[0xc3]), STACK_FAULT);
     assert_eq!(m.run(&[0xc9]), STACK_FAULT);
-    assert_eq!(m.get(RSP), 0x8000_0000_0000);
+    assert_eq!(m.get(RSP), 0x8000_0000_0010);
 }
 
 #[test]

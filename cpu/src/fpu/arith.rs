@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use super::load::Number;
 use super::{C0, C1, C2, C3, Fpu};
 use crate::exec::Addr;
-use crate::flags::{Flags, CF, PF, ZF};
+use crate::flags::{CF, Flags, PF, ZF};
 use crate::insn::{Insn, Res};
 use crate::softfloat::{Class, DE, F80, IE, X87, ZE};
 use crate::state::Cpu;

@@ -60,7 +60,9 @@ impl Fpu {
         let (cs, ds, op) = (u32::from(self.fcs), u32::from(self.fds), u32::from(self.fop & 0x7ff));
         let tail = match (l.wide, l.real) {
             (true, false) => [fip, cs | op << 16, fdp, ds | 0xffff_0000],
-            (true, true) => [fip & 0xffff | 0xffff_0000, fip >> 16 << 12 | op, fdp & 0xffff | 0xffff_0000, fdp >> 16 << 12],
+            (true, true) => {
+                [fip & 0xffff | 0xffff_0000, fip >> 16 << 12 | op, fdp & 0xffff | 0xffff_0000, fdp >> 16 << 12]
+            }
             (false, false) => [fip, cs, fdp, ds],
             (false, true) => [fip, fip >> 16 << 12 | op, fdp, fdp >> 16 << 12],
         };

@@ -24,7 +24,7 @@ pub(crate) mod diff;
 mod load;
 mod select;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod xsave;
 
 use crate::insn::{ASIZE, CS, Insn, Res, Stop};

@@ -9,8 +9,8 @@ use super::control::{
     emms, fldcw, fldenv, fnclex, fninit, fnsave, fnstcw, fnstenv, fnstsw, fnstsw_ax, frstor, nothing,
 };
 use super::load::{
-    F32, F64, I16, I32, I64, Trunc, constant, fcmov, ffree, fnop, fstpnce, fxch, load, load_bcd, load_st, load80, store,
-    store_bcd, store_st, store80, turn,
+    F32, F64, I16, I32, I64, Trunc, constant, fcmov, ffree, fnop, fstpnce, fxch, load, load_bcd, load_st, load80,
+    store, store_bcd, store_st, store80, turn,
 };
 use super::{Cpu, xsave};
 use crate::exec::{Base, Flat, Gen, Kind, kind};

@@ -215,7 +215,8 @@ fn xsave(cpu: &mut Cpu, i: &Insn) -> Res {
     }
     let image = cpu.fpu.image(wide(i));
     let present = cpu.load::<u64>(lin.wrapping_add(HEADER as u64))?;
-    let store = |cpu: &mut Cpu, from: usize, to: usize| cpu.store_bytes(lin.wrapping_add(from as u64), &image[from..to]);
+    let store =
+        |cpu: &mut Cpu, from: usize, to: usize| cpu.store_bytes(lin.wrapping_add(from as u64), &image[from..to]);
     if want & X87 != 0 {
         store(cpu, 0, MXCSR)?;
         store(cpu, ST, XMM)?;

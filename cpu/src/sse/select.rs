@@ -1,8 +1,8 @@
 //! Which function executes which MMX or SSE opcode.
 
 use super::convert::{
-    cvtdq2pd, cvtdq2ps, cvtpd2dq, cvtpd2pi, cvtpd2ps, cvtpi2pd, cvtpi2ps, cvtpi2ps_mem, cvtps2dq, cvtps2pd, cvtps2pi, cvtsd2si,
-    cvtsd2ss, cvtsi2sd, cvtsi2ss, cvtss2sd, cvtss2si, cvttpd2dq, cvttps2dq,
+    cvtdq2pd, cvtdq2ps, cvtpd2dq, cvtpd2pi, cvtpd2ps, cvtpi2pd, cvtpi2ps, cvtpi2ps_mem, cvtps2dq, cvtps2pd, cvtps2pi,
+    cvtsd2si, cvtsd2ss, cvtsi2sd, cvtsi2ss, cvtss2sd, cvtss2si, cvttpd2dq, cvttps2dq,
 };
 use super::float::{self, approximate_ps, approximate_ss, combine, comisd, comiss, pd, ps, sd, ss};
 use super::imm::{

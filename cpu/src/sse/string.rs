@@ -72,7 +72,8 @@ fn aggregate(a: &Text, b: &Text, imm: u8) -> u32 {
 /// The length that PCMPESTRx finds in a register: its magnitude.
 fn explicit(cpu: &Cpu, i: &Insn, r: u8) -> usize {
     let v = cpu.gpr[usize::from(r)];
-    let magnitude = if i.flags >> OSIZE_SHIFT == 2 { (v as i64).unsigned_abs() } else { (v as i32).unsigned_abs().into() };
+    let magnitude =
+        if i.flags >> OSIZE_SHIFT == 2 { (v as i64).unsigned_abs() } else { (v as i32).unsigned_abs().into() };
     magnitude.min(16) as usize
 }
 

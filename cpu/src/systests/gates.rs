@@ -91,10 +91,7 @@ fn a_call_gate_switches_stacks_and_copies_parameters() {
     let m = call_through_gate(0xec00, 2);
     assert_eq!((m.cpu.cpl, m.gpr(RSP)), (0, STACK0 - 24));
     let ret = CODE as u32 + 17;
-    assert_eq!(
-        m.stack32::<6>(),
-        [ret, sel::CODE3.into(), 0x2222, 0x1111, STACK3 as u32 - 8, sel::DATA3.into()]
-    );
+    assert_eq!(m.stack32::<6>(), [ret, sel::CODE3.into(), 0x2222, 0x1111, STACK3 as u32 - 8, sel::DATA3.into()]);
     assert_eq!(m.cpu.seg[SS as usize].selector, sel::DATA0);
     let m = call_through_gate(0xe400, 3);
     assert_eq!(m.gpr(RSP), STACK0 - 14);

@@ -181,7 +181,7 @@ fn gates_of_64_bit_mode_lead_to_64_bit_code() {
         let mut m = machine(0);
         set_gate(&m, 0x40, sel::CODE64, HANDLERS, kind);
         m.code(64, |a| a.int(0x40).unwrap());
-        assert_eq!(faults(&mut m), (13, 0x402));
+        assert_eq!(faults(&mut m), (13, 0x202));
     }
 }
 
@@ -306,7 +306,7 @@ fn addresses_that_are_not_canonical_fault() {
     ] {
         let mut m = machine(3);
         // So that the stack of the handler is good.
-        m.cpu.gpr[RBX as usize] = HIGH;
+        m.cpu.gpr[RBX as usize] = HIGH + 0x1000;
         m.cpu.gpr[crate::insn::RBP as usize] = HIGH;
         m.code(64, code);
         assert_eq!(faults(&mut m), want);
@@ -320,7 +320,7 @@ fn addresses_that_are_not_canonical_fault() {
     assert_eq!(faults(&mut m), (13, 0));
     // INVLPG of such an address does nothing.
     let mut m = machine(0);
-    m.cpu.gpr[RBX as usize] = HIGH;
+    m.cpu.gpr[RBX as usize] = HIGH + 0x1000;
     m.code(64, |a| {
         a.invlpg(ptr(rbx)).unwrap();
         a.hlt().unwrap();

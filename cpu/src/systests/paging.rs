@@ -101,7 +101,11 @@ impl Paged {
     }
 
     fn set(&mut self, at: u64, v: u64) {
-        if self.kind == Kind::Bits32 { self.m.write32(at, v as u32) } else { self.m.write64(at, v) }
+        if self.kind == Kind::Bits32 {
+            self.m.write32(at, v as u32)
+        } else {
+            self.m.write64(at, v)
+        }
         self.m.cpu.flush_tlb(false);
     }
 
@@ -348,7 +352,11 @@ fn invlpg_and_cr3_end_stale_translations_and_global_ones_survive_cr3() {
             assert_eq!(p.m.cpu.load::<u32>(VIRT), Ok(1));
             let at = p.pte_at();
             let v = PAGE + 0x1000 | bits;
-            if kind == Kind::Bits32 { p.m.write32(at, v as u32) } else { p.m.write64(at, v) }
+            if kind == Kind::Bits32 {
+                p.m.write32(at, v as u32)
+            } else {
+                p.m.write64(at, v)
+            }
             p.m.code(32, |a| {
                 a.mov(eax, cr3).unwrap();
                 a.mov(cr3, eax).unwrap();
@@ -438,23 +446,35 @@ fn cr0_and_cr4_refuse_impossible_combinations() {
         m.code(32, code);
         m.faults32() == (13, 0)
     };
-    assert!(refused(|_| {}, |a| {
-        a.mov(eax, 0x8000_0000u32).unwrap();
-        a.mov(cr0, eax).unwrap();
-    }));
-    assert!(refused(|_| {}, |a| {
-        a.mov(eax, 0x2000_0001).unwrap();
-        a.mov(cr0, eax).unwrap();
-    }));
-    assert!(refused(|_| {}, |a| {
-        a.mov(eax, 1 << 15).unwrap();
-        a.mov(cr4, eax).unwrap();
-    }));
+    assert!(refused(
+        |_| {},
+        |a| {
+            a.mov(eax, 0x8000_0000u32).unwrap();
+            a.mov(cr0, eax).unwrap();
+        }
+    ));
+    assert!(refused(
+        |_| {},
+        |a| {
+            a.mov(eax, 0x2000_0001).unwrap();
+            a.mov(cr0, eax).unwrap();
+        }
+    ));
+    assert!(refused(
+        |_| {},
+        |a| {
+            a.mov(eax, 1 << 15).unwrap();
+            a.mov(cr4, eax).unwrap();
+        }
+    ));
     // EFER.LME without PAE.
-    assert!(refused(|m| m.cpu.msr.efer = 0x100, |a| {
-        a.mov(eax, 0x8000_0001u32).unwrap();
-        a.mov(cr0, eax).unwrap();
-    }));
+    assert!(refused(
+        |m| m.cpu.msr.efer = 0x100,
+        |a| {
+            a.mov(eax, 0x8000_0001u32).unwrap();
+            a.mov(cr0, eax).unwrap();
+        }
+    ));
     // A 16-bit TSS.
     assert!(refused(
         |m| {

@@ -1,0 +1,83 @@
+//! Debian's kernels, unmodified, with a busybox initramfs.
+
+use machine_tests::{Ended, Run, guest, run};
+
+/// A quick pass over all workloads.
+const WORK: &str = "test=hash,float,gzip,forks,threads,threads32,clock,dmesg hash.mib=1 float.terms=2000 \
+                    float.digits=30 gzip.kib=128 forks.count=40 threads.scale=10 clock.seconds=2";
+
+/// Digests of the first MiB of the stream that the guest makes (tests/guests/src/stream.c), computed by an independent
+/// implementation.
+const SHA256_1MIB: &str = "237e5f2a";
+
+struct Row {
+    kernel: &'static str,
+    settings: &'static [&'static str],
+    args: String,
+    seconds: u64,
+}
+
+fn boot(row: &Row) -> Option<Ended> {
+    let kernel = guest(&format!("linux-{}/vmlinuz", row.kernel))?;
+    let arch = if row.kernel == "amd64" { "amd64" } else { "i386" };
+    let initrd = guest(&format!("initramfs-{arch}.cpio"))?;
+    let mut args = vec!["--kernel".to_owned(), kernel, "--initrd".to_owned(), initrd, "--stats".to_owned()];
+    // Guest time must not depend on how busy the host is.
+    args.extend(["-o".to_owned(), "clock=instructions".to_owned()]);
+    for s in row.settings {
+        args.extend(["-o".to_owned(), (*s).to_owned()]);
+    }
+    args.extend(["--args".to_owned(), format!("console=ttyS0 {}", row.args)]);
+    Some(run(&args, row.seconds))
+}
+
+fn works(row: &Row, status: i32) {
+    let Some(ended) = boot(row) else { return };
+    assert_eq!(ended.failures(), Vec::<&str>::new());
+    assert_eq!(ended.result("init").0, "pass");
+    assert_eq!(ended.result("dmesg").0, "pass");
+    assert!(ended.result("hash").1.contains(SHA256_1MIB), "{}", ended.result("hash").1);
+    assert_eq!(ended.status, status, "{}", ended.stderr);
+}
+
+#[test]
+fn amd64_on_one_processor_does_all_its_work_and_powers_off() {
+    works(&Row { kernel: "amd64", settings: &[], args: format!("{WORK} end=poweroff"), seconds: 400 }, 1);
+}
+
+#[test]
+fn i386_pae_on_four_processors_does_all_its_work_and_reboots() {
+    let row = Row { kernel: "686-pae", settings: &["cpus=4"], args: format!("{WORK} end=reboot"), seconds: 600 };
+    works(&row, 0);
+}
+
+#[test]
+fn i386_on_the_440bx_board_with_the_8259_halts() {
+    let args = "noapic nolapic end=halt".to_owned();
+    let Some(ended) = boot(&Row { kernel: "686", settings: &["board=440bx"], args, seconds: 400 }) else { return };
+    assert_eq!(ended.result("init").0, "pass");
+    assert_eq!(ended.status, 2, "{}", ended.stderr);
+}
+
+#[test]
+fn x2apic_on_four_processors_is_taken_and_a_panic_reboots() {
+    let settings = &["cpus=4", "cpu.hypervisor=kvm", "memory=4G"];
+    let args = "end=panic panic=1".to_owned();
+    let Some(ended) = boot(&Row { kernel: "amd64", settings, args, seconds: 600 }) else { return };
+    assert!(ended.console.contains("x2apic enabled"), "{}", ended.console);
+    assert!(ended.result("boot").1.contains("cpus=4"), "{}", ended.result("boot").1);
+    assert!(ended.console.contains("Kernel panic"), "{}", ended.console);
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+}
+
+#[test]
+fn the_shell_is_interactive() {
+    let (Some(kernel), Some(initrd)) = (guest("linux-amd64/vmlinuz"), guest("initramfs-amd64.cpio")) else { return };
+    let mut m = Run::start(&["--kernel", &kernel, "--initrd", &initrd, "--args", "console=ttyS0"], 400);
+    m.expect("guest# ");
+    m.send("echo $((6 * 7)) is the answer\n");
+    m.expect("\n42 is the answer");
+    m.expect("guest# ");
+    m.send("exit\n");
+    assert_eq!(m.wait().status, 1);
+}

@@ -1,0 +1,58 @@
+//! What is wrong is said in one line, with status 4, and nothing starts.
+
+use std::path::PathBuf;
+
+use machine_tests::{Ended, guest, run};
+
+fn file(name: &str, contents: &[u8]) -> String {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("refusals-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a scratch folder");
+    let path = dir.join(name);
+    std::fs::write(&path, contents).expect("a scratch file");
+    path.display().to_string()
+}
+
+fn refused(ended: &Ended, says: &[&str]) {
+    assert_eq!(ended.status, 4, "{}", ended.stderr);
+    assert_eq!(ended.console, "");
+    assert_eq!(ended.stderr.trim_end().lines().count(), 1, "{}", ended.stderr);
+    for text in says {
+        assert!(ended.stderr.contains(text), "no {text:?} in {}", ended.stderr);
+    }
+}
+
+#[test]
+fn files_that_are_no_kernels_are_named_for_what_they_are() {
+    let text = file("notes.txt", b"buy milk\n");
+    refused(&run(&["--kernel", &text], 20), &["notes.txt", "not a kernel"]);
+    let gzip = file("vmlinux.gz", &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3]);
+    refused(&run(&["--kernel", &gzip], 20), &["vmlinux.gz", "gzip"]);
+    let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1];
+    elf.resize(64, 0);
+    (elf[16], elf[18], elf[20]) = (2, 183, 1);
+    refused(&run(&["--kernel", &file("arm64.elf", &elf)], 20), &["arm64.elf"]);
+    refused(&run(&["--kernel", "/nowhere/vmlinuz"], 20), &["/nowhere/vmlinuz"]);
+}
+
+#[test]
+fn a_truncated_kernel_and_one_that_cannot_fit_are_refused_with_the_reason() {
+    let Some(kernel) = guest("linux-amd64/vmlinuz") else { return };
+    let bytes = std::fs::read(&kernel).expect("the kernel");
+    refused(&run(&["--kernel", &file("half", &bytes[..bytes.len() / 2])], 20), &["half", "truncated"]);
+    refused(&run(&["--kernel", &kernel, "-o", "memory=16M"], 20), &["MiB"]);
+}
+
+#[test]
+fn check_prints_every_fault_with_line_and_column() {
+    let toml = "name = 'x'\ncpus = 0\nmemory = '12Q'\nprofil = 'pc'\n[boot]\nkernel = '/nowhere'\n";
+    let path = file("guest.toml", toml.as_bytes());
+    let ended = run(&["check", &path], 20);
+    assert_eq!(ended.status, 4);
+    let lines: Vec<&str> = ended.stderr.trim_end().lines().collect();
+    assert_eq!(lines.len(), 4, "{}", ended.stderr);
+    assert!(lines[0].contains("guest.toml:2:8: cpus: "), "{}", lines[0]);
+    assert!(lines[1].contains("guest.toml:3:10: memory: "), "{}", lines[1]);
+    assert!(lines[2].contains("did you mean \"profile\"?"), "{}", lines[2]);
+    let run = run(&["-c", &path], 20);
+    assert_eq!((run.status, run.stderr), (4, ended.stderr), "run refuses as check does");
+}
