@@ -3,7 +3,7 @@
 //!
 //! Datasheet: 82371AB (290562), chapter 7; ACPI 1.0b, chapter 4. On boards with the PIIX4 function (8086:7113) the guest or
 //! its firmware moves the block by PMBA and switches it on by PMREGMISC; elsewhere it lies where the board puts it. The PM
-//! timer is 24 bits wide at 3.579545 MHz. SLP_EN with the S5 type powers off; other sleep types are not offered and do
+//! timer is 24 bits wide (32 on bhyve's board) at 3.579545 MHz. SLP_EN with the S5 type powers off; other sleep types are not offered and do
 //! nothing. SMM is not offered: a write to the command port acts at once, and APMC_EN (DEVACTB bit 25) reads 1 so that
 //! firmware leaves SMM alone. The SMBus and the idle timers of the chip are registers that hold what is written.
 
@@ -181,7 +181,7 @@ impl AcpiPm {
             0x0a => (self.count() >> 16) as u16,
             0x0c if self.layout.byte_gpe => self.regs.gpe_sts & 0xff | self.regs.gpe_en << 8,
             0x0c => self.regs.gpe_sts,
-            0x0e => self.regs.gpe_en,
+            0x0e if !self.layout.byte_gpe => self.regs.gpe_en,
             _ => {
                 let at = offset as usize & 0x3e;
                 u16::from_le_bytes([self.regs.other[at], self.regs.other[at + 1]])
@@ -207,7 +207,7 @@ impl AcpiPm {
                 self.regs.gpe_en = merge(self.regs.gpe_en << 8) >> 8;
             }
             0x0c => self.regs.gpe_sts &= !(value & mask),
-            0x0e => self.regs.gpe_en = merge(self.regs.gpe_en),
+            0x0e if !self.layout.byte_gpe => self.regs.gpe_en = merge(self.regs.gpe_en),
             _ => {
                 let at = offset as usize & 0x3e;
                 let word = merge(u16::from_le_bytes([self.regs.other[at], self.regs.other[at + 1]]));
@@ -361,5 +361,25 @@ mod tests {
         assert!(!b.irq(9));
         b.advance(2 * NS + NS / 2);
         assert!(b.irq(9));
+    }
+    #[test]
+    fn bhyves_board_has_its_own_addresses_commands_and_sleep_type() {
+        let mut b = Bench::new();
+        let cell = b.part(AcpiPm::create_bhyve);
+        b.bus.pio_write(0x402, 2, 0x100);
+        cell.event(Event::PowerButton);
+        b.outb(0xb2, ACPI_ENABLE);
+        assert!(!b.irq(9));
+        b.outb(0xb2, lpc_bhyve::ACPI_ENABLE);
+        assert!(b.irq(9));
+        b.bus.pio_write(0x40c, 2, 0x5500);
+        assert_eq!((b.inb(0x40c), b.inb(0x40d)), (0, 0x55));
+        b.bus.pio_write(0x404, 2, 1 << 13);
+        assert!(b.system_events().is_empty());
+        b.bus.pio_write(0x404, 2, 1 << 13 | 5 << 10);
+        assert_eq!(b.system_events(), [SystemEvent::PowerOff]);
+        b.advance(10 * NS);
+        assert_eq!(b.bus.pio_read(0x408, 4), 35_795_450, "more than 24 bits");
+        assert_eq!(b.bus.pio_read(0x410, 1), 0xff);
     }
 }

@@ -4,24 +4,32 @@
 //! (`bhyve-rs`) decide which of them a machine gets, and leave out what the hypervisor brings itself.
 
 mod acpi_pm;
+mod debug_port;
+mod fw_cfg;
+mod hpet;
 mod i440;
 mod i8042;
 mod i8237;
 mod i8254;
 mod i8259;
 mod ioapic;
+pub mod lpc_bhyve;
 mod mc146818;
 mod ns16550;
 mod piix_isa;
 mod pirq;
 
 pub use acpi_pm::{ACPI_DISABLE, ACPI_ENABLE, AcpiPm};
+pub use debug_port::DebugPorts;
+pub use fw_cfg::{FwCfg, FwCfgItems};
+pub use hpet::{Hpet, LegacyRoute};
 pub use i440::{HostBridge, I440, Mechanism1};
 pub use i8042::I8042;
 pub use i8237::I8237;
 pub use i8254::I8254;
 pub use i8259::I8259;
 pub use ioapic::IoApic;
+pub use lpc_bhyve::{BhyveHostBridge, BhyveLpc};
 pub use mc146818::Mc146818;
 pub use ns16550::Ns16550;
 pub use piix_isa::{Piix, PiixIsa};

@@ -175,5 +175,5 @@ fn mmx_and_sse_instructions_do_what_the_host_does() {
 
 #[test]
 fn state_images_are_saved_and_restored_as_the_host_does_it() {
-    crate::difftest::compare(&mut State, &[Bits::B64, Bits::B32], 20_000);
+    crate::difftest::compare(&mut State, &[Bits::B64, Bits::B32, Bits::B16], 30_000);
 }
