@@ -428,7 +428,6 @@ mod tests {
     use super::*;
     use crate::difftest::Rng;
 
-    const REAL: Mode = Mode(Mode::REAL);
     const FLAT32: Mode = Mode(Mode::D32 | Mode::STACK32 | Mode::FLAT);
     const LONG: Mode = Mode(Mode::LONG | Mode::STACK32 | Mode::FLAT);
 
@@ -543,7 +542,7 @@ mod tests {
         let (mut valid, mut invalid) = (0, 0);
         for _ in 0..count {
             let b = bytes(&mut rng);
-            let (bits, mode) = rng.pick(&[(16, REAL), (16, Mode(0)), (32, FLAT32), (64, LONG), (64, LONG)]);
+            let (bits, mode) = rng.pick(&[(16, Mode(0)), (32, FLAT32), (64, LONG), (64, LONG)]);
             let theirs = iced_x86::Decoder::with_ip(bits, &b, 0, iced_x86::DecoderOptions::NONE).decode();
             let ours = decode(&b, mode);
             let text = format!("{bits} bits {b:02x?}: {theirs:?}, here {ours:x?}");

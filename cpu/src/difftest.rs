@@ -37,7 +37,7 @@ mod host {
     }
 }
 
-pub(crate) use build::{Builder, Place};
+pub(crate) use build::Builder;
 use guest::Guest;
 use host::Host;
 

@@ -341,7 +341,7 @@ impl Engine {
             cpu.code_epoch = self.epoch;
             cpu.flush_tlb(false);
         }
-        for (at, len) in std::mem::take(&mut cpu.smc) {
+        while let Some((at, len)) = cpu.smc.pop() {
             let (first, last) = (at.page(), RamAddr(at.0 + u64::from(len) - 1).page());
             let hit = lines(at.0 % PAGE_SIZE, u64::from(len).min(PAGE_SIZE - at.0 % PAGE_SIZE));
             self.drop_lines(cpu, first, hit);

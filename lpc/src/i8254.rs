@@ -356,8 +356,9 @@ impl Device for I8254 {
     fn event(&mut self, event: Event) {
         if let Event::Timer(_) = event {
             let now = self.now();
-            // A tick that comes late, perhaps a whole low phase late, is still an edge.
-            if matches!(self.regs.counters[0].mode, 2 | 3) && self.irq0.level() && self.regs.counters[0].output(now) {
+            // A tick that comes late, perhaps a whole low phase late, is still an edge. (Linux without an APIC sleeps on
+            // mode 4, whose low phase is one count.)
+            if self.irq0.level() && self.regs.counters[0].output(now) {
                 self.irq0.set(false);
             }
             self.update(now);
@@ -431,6 +432,18 @@ mod tests {
         assert_eq!(bench.edges(0), 1, "the chip cannot hold more than one");
         bench.advance(to_ns(40_000) - to_ns(35_000) + 10);
         assert_eq!(bench.edges(0), 1);
+    }
+
+    #[test]
+    fn a_strobe_that_is_served_late_is_still_an_edge_and_comes_once() {
+        let mut bench = rig();
+        load(&mut bench, 0x38, 5000);
+        bench.edges(0);
+        bench.machine.clock().set(to_ns(5100));
+        bench.machine.timers.run_due();
+        assert_eq!(bench.edges(0), 1);
+        bench.advance(NS);
+        assert_eq!(bench.edges(0), 0);
     }
 
     #[test]

@@ -178,7 +178,7 @@ mod tests {
         pirq.set_irq(6, true);
         bench.config_write(0x6a, 1, 0x0a);
         assert!(bench.irq(10));
-        bench.config_write(0x68, 4, 0x8085_8080);
+        bench.config_write(0x68, 4, 0x8005_8080);
         assert!(bench.irq(5) && !bench.irq(10));
         bench.machine.reset(ResetKind::System);
         assert!(!bench.irq(5));

@@ -2,14 +2,6 @@
 
 use super::{Bits, CODE, DATA_LEN, ENTRY, ES_SKEW, Fx, Rng, State};
 
-/// What ModRM may name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    Any,
-    Register,
-    Memory,
-}
-
 /// A memory operand that was encoded but has no address yet.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Memory {
@@ -115,13 +107,9 @@ impl<'a> Builder<'a> {
     }
 
     /// ModRM with an opcode extension or a register, and what it asks for.
-    pub(crate) fn modrm(&mut self, reg: Option<u8>, place: Place) {
+    pub(crate) fn modrm(&mut self, reg: Option<u8>) {
         let reg = reg.unwrap_or(self.rng.below(8) as u8);
-        let memory = match place {
-            Place::Any => self.rng.one_in(2),
-            Place::Register => false,
-            Place::Memory => true,
-        };
+        let memory = self.rng.one_in(2);
         let rm = self.rng.below(8) as u8;
         let mode = if memory { self.rng.below(3) as u8 } else { 3 };
         self.modrm = mode << 6 | reg << 3 | rm;

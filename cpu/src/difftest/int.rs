@@ -1,6 +1,6 @@
 //! Integer instructions against the host.
 
-use super::{Bits, Builder, Case, DATA_LEN, ENTRY, ES_SKEW, Generate, Outcome, Place, Rng, compare};
+use super::{Bits, Builder, Case, DATA_LEN, ENTRY, ES_SKEW, Generate, Outcome, Rng, compare};
 use crate::flags::{AF, ARITH, CF, OF, PF, SF, ZF};
 
 /// How an opcode goes on.
@@ -18,9 +18,8 @@ enum Form {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Plain,
-    /// An immediate of 8, 16 bits or operand size.
+    /// An immediate of 8 bits or operand size.
     Imm8,
-    Imm16,
     ImmZ,
     /// MOV r, imm: up to 64 bits.
     ImmV,
@@ -231,13 +230,13 @@ fn build(rng: &mut Rng, bits: Bits, op: &Op, last: u8) -> Option<Case> {
     let wide = last & 1 != 0;
     match op.form {
         Plain => {}
-        Modrm => b.modrm(None, Place::Any),
+        Modrm => b.modrm(None),
         Group(set) => {
             let ext = b.rng.below(8) as u8;
             if set >> ext & 1 == 0 {
                 return None;
             }
-            b.modrm(Some(ext), Place::Any);
+            b.modrm(Some(ext));
         }
     }
     let (mut undefined, mut patches) = (op.undefined, Vec::new());
@@ -261,9 +260,6 @@ fn build(rng: &mut Rng, bits: Bits, op: &Op, last: u8) -> Option<Case> {
                     undefined = AF;
                 }
             }
-        }
-        Kind::Imm16 => {
-            b.imm(2);
         }
         Kind::ImmZ => {
             b.imm(imm_z);

@@ -315,7 +315,7 @@ fn an_operand_nearly_two_gigabytes_ahead_of_rip_is_found() {
 #[test]
 fn a_repeated_move_goes_in_pieces_and_ends_where_one_by_one_would() {
     let mut m = Rig::flat();
-    let pattern: Vec<u8> = (0..0x4000u32).map(|n| (n * 7 >> 3) as u8).collect();
+    let pattern: Vec<u8> = (0..0x4000u32).map(|n| ((n * 7) >> 3) as u8).collect();
     m.write(0x1_0000, &pattern);
     m.set(RSI, 0x1_0000 + 3);
     m.set(RDI, 0x2_0000 + 0xffe);
