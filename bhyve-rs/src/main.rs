@@ -4,6 +4,7 @@ mod board;
 mod config;
 mod entry;
 mod firmware;
+mod state;
 mod vm;
 
 use std::path::{Path, PathBuf};
@@ -66,6 +67,15 @@ struct RunOptions {
     /// Report instructions, time and speed at the end.
     #[arg(long)]
     stats: bool,
+    /// Stop when the processors have executed this many instructions, and print a digest of the machine's state.
+    #[arg(long, value_name = "N")]
+    until: Option<u64>,
+    /// Save the machine's state to a file when --until stops it.
+    #[arg(long, value_name = "FILE", requires = "until")]
+    save: Option<PathBuf>,
+    /// Start from a state that --save wrote. The configuration must be the one it was saved with.
+    #[arg(long, value_name = "FILE")]
+    restore: Option<PathBuf>,
     /// Interpret instruction by instruction, without the code cache (slow; for checking the engine).
     #[arg(long)]
     plain: bool,
@@ -170,7 +180,10 @@ fn start(spec: &Spec, node: &cfg::Node, options: &RunOptions) -> Result<Ended> {
     let gate = host::Gate::new();
     let mut consoles = config::consoles(node, &gate, spec.instruction_clock)?;
     let instance = Instance::new(spec, gate, &hv::Soft, std::mem::take(&mut consoles.devices))?;
-    let (ended, why) = instance.run();
+    if let Some(file) = &options.restore {
+        instance.paused().load(file)?;
+    }
+    let (ended, why) = instance.run(options.until);
     consoles.flush();
     if let Some(why) = why {
         eprintln!("bhyve-rs: {why}");
@@ -180,11 +193,18 @@ fn start(spec: &Spec, node: &cfg::Node, options: &RunOptions) -> Result<Ended> {
         let n = s.instructions.unwrap_or(0);
         eprintln!(
             "{}: {n} instructions, {:.2} s, {:.2} guest s, {:.1} MIPS",
-            ended.text(),
+            ended.map_or("stopped", Ended::text),
             s.seconds,
             s.guest_seconds,
             n as f64 / s.seconds / 1e6
         );
     }
+    let Some(ended) = ended else {
+        eprintln!("state {:016x}", instance.paused().digest()?);
+        if let Some(file) = &options.save {
+            instance.paused().save(file)?;
+        }
+        return Ok(Ended::Reboot);
+    };
     Ok(ended)
 }

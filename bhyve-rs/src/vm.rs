@@ -15,6 +15,7 @@ use lpc::Ns16550;
 
 use crate::board::{self, Board};
 use crate::firmware;
+use crate::state::Paused;
 
 /// RAM below this address; the rest lies above 4 GiB.
 const LOW_LIMIT: u64 = 0xc000_0000;
@@ -119,6 +120,7 @@ pub struct Instance {
     tables: Vec<boot::Piece>,
     ram: RamAddr,
     low: u64,
+    shape: String,
     messages: Receiver<Message>,
     _io: IoThread,
 }
@@ -199,6 +201,7 @@ impl Instance {
             tables: pieces,
             ram: block.start,
             low,
+            shape: format!("{} processors, {} bytes of memory, board {:?}", spec.cpus, spec.memory, spec.board),
             messages,
             _io: io,
         };
@@ -253,14 +256,23 @@ impl Instance {
         self.machine.space.ram().write(RamAddr(self.ram.0 + offset), bytes);
     }
 
-    /// Runs until the machine ends. The second value is for the user, if there is something to say.
-    pub fn run(&self) -> (Ended, Option<String>) {
+    /// The machine as something to save or load; it must be paused.
+    pub fn paused(&self) -> Paused<'_> {
+        Paused { machine: &self.machine, runner: &self.runner, shape: &self.shape }
+    }
+
+    /// Runs until the machine ends, or its processors have executed `until` instructions: then there is no way in which it
+    /// ended. The second value is for the user, if there is something to say.
+    pub fn run(&self, until: Option<u64>) -> (Option<Ended>, Option<String>) {
+        if let Some(n) = until {
+            self.runner.pause_at(n);
+        }
         self.gate.open();
         self.runner.resume();
         let (ended, why) = loop {
             match self.messages.recv() {
-                Ok(Message::System(SystemEvent::Reset)) => break (Ended::Reboot, None),
-                Ok(Message::System(SystemEvent::PowerOff)) => break (Ended::PowerOff, None),
+                Ok(Message::System(SystemEvent::Reset)) => break (Some(Ended::Reboot), None),
+                Ok(Message::System(SystemEvent::PowerOff)) => break (Some(Ended::PowerOff), None),
                 Ok(Message::System(event)) => {
                     self.runner.pause();
                     self.runner.with_vcpus(|v| match event {
@@ -270,11 +282,11 @@ impl Instance {
                     });
                     self.runner.resume();
                 }
-                Ok(Message::Outcome(Outcome::TripleFault(report))) => break (Ended::TripleFault, Some(report)),
-                Ok(Message::Outcome(Outcome::Halted)) => break (Ended::Halt, None),
-                Ok(Message::Outcome(Outcome::Failed(why))) => break (Ended::Error, Some(why)),
-                Ok(Message::Outcome(Outcome::Limit)) => self.runner.resume(),
-                Err(_) => break (Ended::Error, Some("the processors' threads are gone".to_owned())),
+                Ok(Message::Outcome(Outcome::TripleFault(report))) => break (Some(Ended::TripleFault), Some(report)),
+                Ok(Message::Outcome(Outcome::Halted)) => break (Some(Ended::Halt), None),
+                Ok(Message::Outcome(Outcome::Failed(why))) => break (Some(Ended::Error), Some(why)),
+                Ok(Message::Outcome(Outcome::Limit)) => break (None, None),
+                Err(_) => break (Some(Ended::Error), Some("the processors' threads are gone".to_owned())),
             }
         };
         self.runner.pause();

@@ -140,7 +140,7 @@ impl Engine {
             }
             let found = if single { Found::Single } else { self.find(cpu) };
             let exit = match found {
-                Found::Block(b) => self.run_blocks(cpu, b, stop_at),
+                Found::Block(b) => self.run_blocks(cpu, b, stop_at, timers),
                 Found::Single => cpu.execute_one(),
                 Found::Again(exit) => exit,
             };
@@ -151,7 +151,8 @@ impl Engine {
     }
 
     /// Runs block `b` and what it is chained to, until the loop above has something to look at.
-    fn run_blocks(&mut self, cpu: &mut Cpu, mut b: u32, stop_at: u64) -> Option<Exit> {
+    fn run_blocks(&mut self, cpu: &mut Cpu, mut b: u32, stop_at: u64, timers: &Timers) -> Option<Exit> {
+        let next_timer = timers.next();
         loop {
             let block = &self.blocks[b as usize];
             let count = u64::from(block.count);
@@ -167,7 +168,9 @@ impl Engine {
             if let Err(at) = execute(cpu, ops) {
                 return self.unwind(cpu, b, start, at);
             }
-            if !block.pure || cpu.attention() || cpu.bus.ram().stale() || cpu.map_moved() || !cpu.smc.is_empty() {
+            // A last instruction that touched a device may have brought any of these about, whatever instruction it was.
+            let moved = cpu.map_moved() || timers.next() != next_timer || !cpu.smc.is_empty();
+            if !block.pure || moved || cpu.attention() || cpu.bus.ram().stale() || cpu.icount >= stop_at {
                 return None;
             }
             let delta = cpu.rip.wrapping_sub(start);
@@ -177,12 +180,7 @@ impl Engine {
                     Found::Block(next) => {
                         b = next;
                     }
-                    Found::Single => {
-                        if cpu.icount >= stop_at {
-                            return None;
-                        }
-                        return cpu.execute_one();
-                    }
+                    Found::Single => return cpu.execute_one(),
                     Found::Again(exit) => return exit,
                 },
             }

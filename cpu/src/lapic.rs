@@ -481,11 +481,7 @@ impl Lapic {
     fn deliver(&self, m: Message) {
         let mut s = self.state.lock().unwrap();
         match m.mode {
-            mode::FIXED | mode::LOWEST => {
-                if s.software_enabled() {
-                    s.accept(m.vector, m.level);
-                }
-            }
+            mode::FIXED | mode::LOWEST if s.software_enabled() => s.accept(m.vector, m.level),
             mode::NMI => s.nmi = true,
             mode::INIT => {
                 s.init = true;
@@ -628,12 +624,10 @@ impl Lapic {
             }
             0x310 => s.icr = s.icr & 0xffff_ffff | u64::from(value) << 32,
             0x320..=0x370 => self.write_lvt(&mut s, (offset as usize >> 4) - 0x32, value),
-            0x380 => {
-                if s.timer_mode() != 2 {
-                    s.initial = value;
-                    s.started = self.timers.clock().now();
-                    self.arm(&s);
-                }
+            0x380 if s.timer_mode() != 2 => {
+                s.initial = value;
+                s.started = self.timers.clock().now();
+                self.arm(&s);
             }
             0x3e0 => {
                 let now = self.timers.clock().now();

@@ -14,11 +14,8 @@ impl Cpu {
     pub fn report(&mut self) -> String {
         let mut out = String::new();
         let r = self.regs();
-        for row in 0..4 {
-            for n in 4 * row..4 * row + 4 {
-                let _ = write!(out, "{}={:016x} ", NAMES[n], r.gpr[n]);
-            }
-            out.push('\n');
+        for (n, (name, value)) in NAMES.iter().zip(r.gpr).enumerate() {
+            let _ = write!(out, "{name}={value:016x}{}", if n % 4 == 3 { '\n' } else { ' ' });
         }
         let _ = writeln!(out, "RIP={:016x} RFLAGS={:08x} CPL={} icount={}", r.rip, r.rflags, r.cpl, r.icount);
         let _ = writeln!(

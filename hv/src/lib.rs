@@ -13,7 +13,7 @@ use std::sync::Arc;
 use emu::{IrqSink, Machine, MsiSink};
 use serde_json::Value;
 
-pub use run::{Outcome, Runner};
+pub use run::{Outcome, Runner, Turn};
 pub use soft::Soft;
 
 /// What a back end brings, and what it cannot do.

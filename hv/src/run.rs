@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 use emu::Machine;
+use serde::{Deserialize, Serialize};
 
 use crate::{Exit, Vcpu, Vm};
 
@@ -39,6 +40,26 @@ struct Control {
     limit: u64,
 }
 
+/// The processors of one thread, and whose turn it is.
+struct Group {
+    vcpus: Vec<Box<dyn Vcpu>>,
+    turn: Turn,
+}
+
+impl Group {
+    fn new(vcpus: Vec<Box<dyn Vcpu>>) -> Mutex<Group> {
+        Mutex::new(Group { vcpus, turn: Turn { vcpu: 0, left: SLICE } })
+    }
+}
+
+/// Which processor of a thread runs, and for how many more instructions. Part of the machine's state: where the next
+/// interrupt meets the others depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    vcpu: usize,
+    left: u64,
+}
+
 struct Shared {
     control: Mutex<Control>,
     changed: Condvar,
@@ -46,7 +67,7 @@ struct Shared {
     wakes: AtomicU64,
     /// Threads that wait for the count to change.
     sleepers: AtomicUsize,
-    groups: Vec<Mutex<Vec<Box<dyn Vcpu>>>>,
+    groups: Vec<Mutex<Group>>,
     vm: Arc<dyn Vm>,
     machine: Arc<Machine>,
     tell: Box<dyn Fn(Outcome) + Send + Sync>,
@@ -69,9 +90,9 @@ impl Runner {
         let vcpus = vm.take_vcpus();
         let cpus = vcpus.len() as u32;
         let groups = if vm.caps().one_thread {
-            vec![Mutex::new(vcpus)]
+            vec![Group::new(vcpus)]
         } else {
-            vcpus.into_iter().map(|v| Mutex::new(vec![v])).collect()
+            vcpus.into_iter().map(|v| Group::new(vec![v])).collect()
         };
         let control = Control { order: Order::Pause, parked: 0, limit: u64::MAX };
         let shared = Arc::new(Shared {
@@ -158,11 +179,26 @@ impl Runner {
     pub fn with_vcpus<T>(&self, mut f: impl FnMut(&mut dyn Vcpu) -> T) -> Vec<T> {
         let mut out = Vec::new();
         for group in &self.shared.groups {
-            for vcpu in group.lock().unwrap().iter_mut() {
+            for vcpu in &mut group.lock().unwrap().vcpus {
                 out.push(f(vcpu.as_mut()));
             }
         }
         out
+    }
+
+    /// Whose turn it is on each thread. The processors must be paused.
+    pub fn turns(&self) -> Vec<Turn> {
+        self.shared.groups.iter().map(|g| g.lock().unwrap().turn).collect()
+    }
+
+    /// Sets whose turn it is. `false` when that does not fit these threads.
+    pub fn set_turns(&self, turns: &[Turn]) -> bool {
+        let fits = |(g, t): (&Mutex<Group>, &Turn)| t.vcpu < g.lock().unwrap().vcpus.len() && t.left <= SLICE;
+        if turns.len() != self.shared.groups.len() || !self.shared.groups.iter().zip(turns).all(fits) {
+            return false;
+        }
+        self.shared.groups.iter().zip(turns).for_each(|(g, t)| g.lock().unwrap().turn = *t);
+        true
     }
 }
 
@@ -195,9 +231,9 @@ impl Shared {
             }
             let limit = c.limit;
             drop(c);
-            let mut vcpus = self.groups[n].lock().unwrap();
-            let outcome = self.run(&mut vcpus, limit);
-            drop(vcpus);
+            let mut group = self.groups[n].lock().unwrap();
+            let outcome = self.run(&mut group, limit);
+            drop(group);
             if let Some(outcome) = outcome {
                 // Nothing runs on until the owner says so.
                 let mut c = self.control.lock().unwrap();
@@ -212,37 +248,54 @@ impl Shared {
     }
 
     /// Runs a group of processors until there is an order or an outcome.
-    fn run(&self, vcpus: &mut [Box<dyn Vcpu>], limit: u64) -> Option<Outcome> {
+    fn run(&self, group: &mut Group, limit: u64) -> Option<Outcome> {
         let by_instructions = self.machine.clock().by_instructions();
+        let count = |vcpus: &[Box<dyn Vcpu>]| vcpus.iter().filter_map(|v| v.icount()).sum::<u64>();
+        // Processors in a row that had nothing to do.
+        let mut idle = 0;
+        let mut wakes = self.wakes.load(Ordering::SeqCst);
         loop {
             if self.control.lock().unwrap().order != Order::Run {
                 return None;
             }
-            let wakes = self.wakes.load(Ordering::SeqCst);
-            let mut idle = true;
-            for n in 0..vcpus.len() {
-                let left = match limit {
-                    u64::MAX => SLICE,
-                    _ => limit.saturating_sub(vcpus.iter().filter_map(|v| v.icount()).sum()).min(SLICE),
-                };
+            let Group { vcpus, turn } = &mut *group;
+            let mut left = turn.left;
+            if limit != u64::MAX {
+                left = left.min(limit.saturating_sub(count(vcpus)));
                 if left == 0 {
                     return Some(Outcome::Limit);
                 }
-                match vcpus[n].run(left) {
-                    Exit::Slice => idle = false,
-                    // The order is looked at above.
-                    Exit::Kicked => idle = false,
-                    Exit::Halted => {}
-                    Exit::TripleFault(report) => return Some(Outcome::TripleFault(report)),
-                    Exit::Failed(why) => return Some(Outcome::Failed(why)),
-                }
-                if by_instructions && self.machine.timers.run_due() > 0 {
-                    idle = false;
-                }
             }
-            if !idle {
+            let before = vcpus[turn.vcpu].icount();
+            let exit = vcpus[turn.vcpu].run(left);
+            let ran = before.zip(vcpus[turn.vcpu].icount()).map_or(left, |(a, b)| b - a);
+            turn.left = turn.left.saturating_sub(ran);
+            idle = if ran > 0 { 0 } else { idle };
+            match exit {
+                // With time left it stopped for a timer.
+                Exit::Slice => {}
+                // The order is looked at above.
+                Exit::Kicked => idle = 0,
+                Exit::Halted => {
+                    idle += 1;
+                    turn.left = 0;
+                }
+                Exit::TripleFault(report) => return Some(Outcome::TripleFault(report)),
+                Exit::Failed(why) => return Some(Outcome::Failed(why)),
+            }
+            if turn.left == 0 {
+                *turn = Turn { vcpu: (turn.vcpu + 1) % vcpus.len(), left: SLICE };
+            }
+            if by_instructions && self.machine.timers.run_due() > 0 {
+                idle = 0;
+            }
+            if idle < vcpus.len() {
+                if idle == 0 {
+                    wakes = self.wakes.load(Ordering::SeqCst);
+                }
                 continue;
             }
+            idle = 0;
             if vcpus.iter().all(|v| v.dead()) && self.groups.len() == 1 {
                 return Some(Outcome::Halted);
             }
@@ -258,6 +311,7 @@ impl Shared {
                 c = self.changed.wait(c).unwrap();
             }
             self.sleepers.fetch_sub(1, Ordering::SeqCst);
+            wakes = self.wakes.load(Ordering::SeqCst);
         }
     }
 }

@@ -46,8 +46,10 @@ impl Implied for Gen {
 trait StringOp: 'static {
     /// The repetition looks at ZF.
     const COMPARES: bool = false;
-    /// Repetitions in a piece, by ordinary loads and stores.
-    const PIECE: u64 = 512;
+    /// It reads at RSI.
+    const SOURCE: bool = true;
+    /// It reads or writes at RDI.
+    const TARGET: bool = true;
 
     /// One repetition, but for the count.
     fn one<A: Implied, T: Int>(cpu: &mut Cpu, i: &Insn, mask: u64) -> Res;
@@ -100,28 +102,38 @@ fn repeat<O: StringOp, A: Implied, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
         return Ok(());
     }
     let stepping = cpu.rflags & TF != 0;
-    let done = if stepping { 0 } else { O::bulk::<A, T>(cpu, i, mask, left)? };
-    if done > 0 {
+    let mut piece = if stepping { 1 } else { left.min(piece::<O, T>(cpu, mask)) };
+    while piece > 0 {
+        let mut done = if stepping { 0 } else { O::bulk::<A, T>(cpu, i, mask, piece)? };
+        if done == 0 {
+            O::one::<A, T>(cpu, i, mask)?;
+            done = 1;
+        }
+        piece -= done;
         left -= done;
         cpu.set_masked(RCX, left, mask);
-    } else {
-        for _ in 0..if stepping { 1 } else { O::PIECE } {
-            O::one::<A, T>(cpu, i, mask)?;
-            left -= 1;
-            cpu.set_masked(RCX, left, mask);
-            // REPE goes on while ZF is set, REPNE while it is not.
-            if O::COMPARES && cpu.flags.zf() == (i.flags & REPNE != 0) {
-                return Ok(());
-            }
-            if left == 0 {
-                break;
-            }
+        // REPE goes on while ZF is set, REPNE while it is not.
+        if O::COMPARES && cpu.flags.zf() == (i.flags & REPNE != 0) {
+            return Ok(());
         }
     }
     if left != 0 {
         cpu.rip = cpu.this_rip(i) & cpu.flat_mask;
     }
     Ok(())
+}
+
+/// Repetitions in a piece: up to where a pointer crosses a multiple of 4096. It must not depend on what is cached, or the
+/// instruction count would.
+fn piece<O: StringOp, T: Int>(cpu: &Cpu, mask: u64) -> u64 {
+    let (down, size) = (cpu.rflags & DF != 0, u64::from(T::BYTES));
+    let room = |r| {
+        let offset = cpu.pointer(r, mask) & 0xfff;
+        if down { offset / size + 1 } else { ((0x1000 - offset) / size).max(1) }
+    };
+    let source = if O::SOURCE { room(RSI) } else { u64::MAX };
+    let target = if O::TARGET { room(RDI) } else { u64::MAX };
+    source.min(target)
 }
 
 impl Cpu {
@@ -185,9 +197,6 @@ impl Cpu {
 }
 
 impl StringOp for Movs {
-    // Only a few: the next piece may go by pointers again.
-    const PIECE: u64 = 64;
-
     #[inline(always)]
     fn one<A: Implied, T: Int>(cpu: &mut Cpu, i: &Insn, mask: u64) -> Res {
         let v = cpu.element::<A, T>(i.seg, RSI, mask)?;
@@ -214,7 +223,7 @@ impl StringOp for Movs {
 }
 
 impl StringOp for Stos {
-    const PIECE: u64 = 64;
+    const SOURCE: bool = false;
 
     #[inline(always)]
     fn one<A: Implied, T: Int>(cpu: &mut Cpu, _: &Insn, mask: u64) -> Res {
@@ -238,6 +247,8 @@ impl StringOp for Stos {
 }
 
 impl StringOp for Lods {
+    const TARGET: bool = false;
+
     #[inline(always)]
     fn one<A: Implied, T: Int>(cpu: &mut Cpu, i: &Insn, mask: u64) -> Res {
         let v = cpu.element::<A, T>(i.seg, RSI, mask)?;
@@ -263,6 +274,7 @@ impl StringOp for Cmps {
 
 impl StringOp for Scas {
     const COMPARES: bool = true;
+    const SOURCE: bool = false;
 
     #[inline(always)]
     fn one<A: Implied, T: Int>(cpu: &mut Cpu, _: &Insn, mask: u64) -> Res {
