@@ -337,7 +337,9 @@ pub(crate) mod tests {
             let tables = walk(&acpi);
             let dsdt = tables.iter().find(|t| t.starts_with(b"DSDT")).unwrap();
             std::fs::write(dir.join("dsdt.aml"), dsdt).unwrap();
-            let Some(text) = tool(&dir, "iasl", &["-d", "dsdt.aml"]) else { return };
+            let Some(text) = tool(&dir, "iasl", &["-d", "dsdt.aml"]) else {
+                return std::fs::remove_dir_all(&dir).unwrap();
+            };
             assert!(text.contains("Disassembly completed") && !text.contains("Error"), "{name}: {text}");
             // Processor objects and a host bridge with both _HID and _ADR: out of fashion since, but what old
             // interpreters were tested with.
@@ -369,7 +371,9 @@ pub(crate) mod tests {
                     "execute \\_SB.LNKB._STA",
                 ]);
             }
-            let Some(text) = tool(&dir, "acpiexec", &["-b", &commands.join("; "), "dsdt.aml"]) else { return };
+            let Some(text) = tool(&dir, "acpiexec", &["-b", &commands.join("; "), "dsdt.aml"]) else {
+                return std::fs::remove_dir_all(&dir).unwrap();
+            };
             assert!(!text.contains("Error") && !text.contains("Warning"), "{name}: {text}");
             if platform.pci.router.is_some() {
                 // After _SRS of IRQ 11: _CRS holds the same descriptor, _STA goes from 0B to 09 with _DIS.

@@ -404,6 +404,9 @@ pub(crate) mod tests {
             let error = load(&whole[..len], None, "", &layout(&map)).unwrap_err().to_string();
             assert!(error.starts_with("truncated Linux kernel") && !error.contains('\n'), "{len:x}: {error}");
         }
+        for len in 0..0x206 {
+            assert!(crate::load(&whole[..len], None, "", &layout(&map)).is_err());
+        }
         // memtest86+'s file ends inside its last paragraph: that is not damage.
         assert!(load(&whole[..whole.len() - 8], None, "", &layout(&map)).is_ok());
     }

@@ -3,6 +3,10 @@
 //! Machine assembly fills a [`Platform`] from its device tree after it has assigned PCI resources. ACPI, MP, $PIR and
 //! SMBIOS tables are only views of it: one routing table ([`Pci::routes`]) becomes `_PRT`, the MP interrupt entries and
 //! the $PIR slots, and [`Pci::irq`] gives the interrupt-line registers, so that they cannot disagree.
+//!
+//! Tables promise a state that a BIOS would have set up, and guests believe them. Without a BIOS the assembly sets it:
+//! PIRQ and interrupt-line registers as in [`Pci`], ELCR level for the routed IRQs and the SCI, PMBASE enabled, the I/O
+//! APIC's ID register (OpenBSD renumbers it with a complaint), LINT0 of the boot processor ExtINT and LINT1 NMI.
 
 use anyhow::{Result, ensure};
 use std::ops::RangeInclusive;

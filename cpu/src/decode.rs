@@ -1,12 +1,12 @@
 //! From bytes to an [`Insn`]: prefixes, opcode, ModRM, displacement and immediate, for 16-, 32- and 64-bit code.
 //!
 //! Source: the opcode maps of the Intel SDM volume 2, appendix A, as far as x86-64-v2 goes. A table of one character an
-//! opcode says what follows it; which function executes it is the business of the four families of instructions (integer,
-//! system, x87, and MMX with SSE), each of which has a `select`.
+//! opcode says what follows it; which function executes it is the business of the four families of instructions
+//! (integer, system, x87, and MMX with SSE), each of which has a `select`.
 //!
 //! An undefined opcode is an instruction too: one that raises #UD. So are VEX, EVEX and XOP encodings, a LOCK prefix
-//! where none may stand, and opcodes that 64-bit mode took away. What the processor cannot tell from the bytes it has is a
-//! [`DecodeError`].
+//! where none may stand, and opcodes that 64-bit mode took away. What the processor cannot tell from the bytes it has
+//! is a [`DecodeError`].
 //!
 //! Branches follow Intel: the operand size prefix is ignored by near branches in 64-bit code (AMD cuts RIP to 16 bits).
 
@@ -35,9 +35,10 @@ pub(crate) const NO_SEGMENT: u8 = 0xff;
 /// What follows a one-byte opcode:
 ///
 /// * `.` nothing; `u` undefined; `p` prefix or escape
-/// * `m` ModRM, `b` with an immediate byte, `s` with a sign-extended one, `z` with one of operand size (at most 32 bits)
-/// * `B` an immediate byte, `S` a sign-extended one, `W` two bytes, `Z` operand size (at most 32 bits), `V` operand size,
-///   `E` two bytes and one (ENTER), `F` a far pointer, `O` an offset of address size
+/// * `m` ModRM, `b` with an immediate byte, `s` with a sign-extended one, `z` with one of operand size (at most 32
+///   bits)
+/// * `B` an immediate byte, `S` a sign-extended one, `W` two bytes, `Z` operand size (at most 32 bits), `V` operand
+///   size, `E` two bytes and one (ENTER), `F` a far pointer, `O` an offset of address size
 /// * `j` a displacement of 8 bits, `J` of operand size
 /// * `t` and `T` ModRM, with an immediate byte or `Z` if ModRM.reg is 0 or 1 (TEST in group 3)
 const ONE: [[u8; 16]; 16] = [
@@ -153,8 +154,8 @@ impl Cursor<'_> {
     }
 }
 
-/// Decodes the instruction at the start of `bytes` for a processor in `mode`. [`Insn::next`] is its length: it stands alone
-/// in its block until [`rebase`] moves it. `bytes` need not be more than 15.
+/// Decodes the instruction at the start of `bytes` for a processor in `mode`. [`Insn::next`] is its length: it stands
+/// alone in its block until [`rebase`] moves it. `bytes` need not be more than 15.
 pub(crate) fn decode(bytes: &[u8], mode: Mode) -> Result<Insn, DecodeError> {
     let mut c = Cursor { bytes, at: 0 };
     let long = mode.has(Mode::LONG);

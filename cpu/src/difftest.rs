@@ -1,14 +1,14 @@
 //! The processor compared with the host's own, one instruction at a time.
 //!
-//! A [`Generate`] makes instructions with registers, flags and memory to run them on. Each is run twice, on the host in user
-//! mode and by its handler, and the two outcomes must agree: exception or none, RIP, registers, flags that the architecture
-//! defines, memory.
+//! A [`Generate`] makes instructions with registers, flags and memory to run them on. Each is run twice, on the host in
+//! user mode and by its handler, and the two outcomes must agree: exception or none, RIP, registers, flags that the
+//! architecture defines, memory.
 //!
-//! The host side needs no machine code of ours. An INT3 in the test raises SIGTRAP; its handler puts the state of the case in
-//! the place of the interrupted one and returns into the instruction. What follows the instruction, and fills the rest of
-//! the code page, is INT3 again; its handler, or that of the exception that the instruction raised, takes the state away and
-//! puts the test's back. A case costs two signals, some microseconds. 32-bit code runs in Linux's compatibility segments,
-//! 16-bit code in segments of a local descriptor table, with bases and limits.
+//! The host side needs no machine code of ours. An INT3 in the test raises SIGTRAP; its handler puts the state of the
+//! case in the place of the interrupted one and returns into the instruction. What follows the instruction, and fills
+//! the rest of the code page, is INT3 again; its handler, or that of the exception that the instruction raised, takes
+//! the state away and puts the test's back. A case costs two signals, some microseconds. 32-bit code runs in Linux's
+//! compatibility segments, 16-bit code in segments of a local descriptor table, with bases and limits.
 //!
 //! `BHYVE_RS_DIFF_CASES` sets the number of cases of each test, `BHYVE_RS_DIFF_SEED` the seed. With `BHYVE_RS_DIFF_ALL`
 //! set, undefined flags are compared too, and disagreements only counted by opcode: what is undefined differs by maker.
@@ -55,7 +55,8 @@ pub(crate) const ENTRY: u64 = 0x400;
 /// The size of the code that a case runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bits {
-    /// 16-bit segments: CS at [`CODE`] with a limit of a page; SS and DS at [`DATA`], limit two pages; ES half a page on.
+    /// 16-bit segments: CS at [`CODE`] with a limit of a page; SS and DS at [`DATA`], limit two pages; ES half a page
+    /// on.
     B16,
     /// Flat 32-bit segments.
     B32,

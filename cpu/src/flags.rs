@@ -159,6 +159,13 @@ impl Flags {
         self.set_cf_of(cf, self.of());
     }
 
+    /// Takes CF back from `before`, keeping OF.
+    #[inline(always)]
+    pub(crate) fn keep_cf(&mut self, before: Flags) {
+        let carry = (self.aux ^ before.aux) & 1 << 63;
+        self.aux ^= carry | carry >> 1;
+    }
+
     /// Replaces CF and OF.
     #[inline(always)]
     pub(crate) fn set_cf_of(&mut self, cf: bool, of: bool) {

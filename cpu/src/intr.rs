@@ -37,6 +37,10 @@ impl Cpu {
     /// in its place, or makes it a double fault; after a third, `why` is [`Why::Shutdown`].
     pub(crate) fn deliver(&mut self, fault: Fault) {
         self.may_io = true;
+        if fault.vector != 1 {
+            // The instruction did not complete, and will meet its breakpoints again.
+            self.pending_db = 0;
+        }
         self.deliver_all(fault);
         self.traps = Traps::Deliver;
     }

@@ -5,7 +5,7 @@
 
 use emu::PAGE_SIZE;
 
-use crate::flags::{DF, IOPL, TF};
+use crate::flags::{DF, IOPL, RF, TF};
 use crate::insn::{ASIZE, Dec, ES, Handler, Insn, Mode, RAX, RCX, RDI, RDX, REP, REPNE, RSI, Res};
 use crate::seg::kind;
 use crate::state::{Cpu, Why};
@@ -139,6 +139,8 @@ impl Cpu {
             self.set_masked(RCX, left, mask);
             if left != 0 {
                 self.rip = self.cut_rip(self.this_rip(i));
+                // A breakpoint on the instruction is for its start only.
+                self.rflags |= RF;
             }
         }
     }

@@ -131,6 +131,14 @@ enum Place {
     Io(u64),
 }
 
+/// What is at a guest physical address.
+enum Page {
+    /// Reads lead to RAM at this host address, and writes to the same or not.
+    Ram { host: u64, writable: bool },
+    /// Something else, or RAM that does not fill the page.
+    Io,
+}
+
 impl Cpu {
     /// Loads from a linear address.
     #[inline(always)]
@@ -371,6 +379,7 @@ impl Cpu {
     fn follow_map(&mut self) {
         self.tlb.generation = self.bus.generation();
         self.tlb.walked = (0, 0, 0);
+        self.tlb.plain = (0, 0, 0);
         self.tlb.flush(false);
     }
 
@@ -400,7 +409,6 @@ impl Cpu {
         self.store_slow(self.tlb.class(), lin, size, value)
     }
 
-    #[cold]
     fn load_slow(&mut self, class: Class, lin: u64, size: u8) -> Res<u64> {
         self.check_alignment(class, lin, size)?;
         let first = (PAGE_SIZE - (lin & OFFSET)).min(u64::from(size)) as u8;
@@ -415,7 +423,6 @@ impl Cpu {
         Ok(value)
     }
 
-    #[cold]
     fn store_slow(&mut self, class: Class, lin: u64, size: u8, value: u64) -> Res {
         self.check_alignment(class, lin, size)?;
         let first = (PAGE_SIZE - (lin & OFFSET)).min(u64::from(size)) as u8;
@@ -552,20 +559,35 @@ impl Cpu {
         Ok(self.fill(class, lin, &leaf, write))
     }
 
+    /// What is at a page of guest physical memory.
+    fn page_at(&mut self, gpa: u64) -> Page {
+        let (start, len, host) = self.tlb.plain;
+        if gpa.wrapping_sub(start) < len {
+            return Page::Ram { host: host + (gpa - start), writable: true };
+        }
+        let whole = |found: Option<(RamAddr, u64)>| {
+            found.filter(|(at, len)| *len >= PAGE_SIZE && at.0.is_multiple_of(PAGE_SIZE))
+        };
+        let map = self.bus.map();
+        let (read, write) = (whole(map.ram_for_read(gpa)), whole(map.ram_for_write(gpa)));
+        let Some((at, to_end)) = read else { return Page::Io };
+        let ram = self.bus.ram();
+        let host = host_of(ram, at);
+        self.tlb.arena = host_of(ram, RamAddr(0));
+        match write {
+            Some((same, n)) if same == at => {
+                self.tlb.plain = (gpa, to_end.min(n) & !OFFSET, host);
+                Page::Ram { host, writable: true }
+            }
+            _ => Page::Ram { host, writable: false },
+        }
+    }
+
     fn fill(&mut self, class: Class, lin: u64, leaf: &Leaf, write: bool) -> Place {
         const ENABLE: u64 = 1 << 11;
         let gpa = leaf.gpa & !OFFSET;
         let apic = self.lapic.apic_base();
-        let mut read_ram = None;
-        let mut write_ram = None;
-        if apic & ENABLE == 0 || apic & !OFFSET != gpa {
-            let whole = |found: Option<(RamAddr, u64)>| {
-                found.filter(|(at, len)| *len >= PAGE_SIZE && at.0.is_multiple_of(PAGE_SIZE)).map(|(at, _)| at)
-            };
-            let map = self.bus.map();
-            read_ram = whole(map.ram_for_read(gpa));
-            write_ram = whole(map.ram_for_write(gpa));
-        }
+        let page = if apic & ENABLE != 0 && apic & !OFFSET == gpa { Page::Io } else { self.page_at(gpa) };
         let mut e = Entry::none(place(lin));
         e.page = lin & !OFFSET | info::VALID | u64::from(leaf.size) << info::SIZE_SHIFT;
         e.host = gpa;
@@ -575,14 +597,13 @@ impl Cpu {
         if leaf.write && (leaf.dirty || write) {
             e.page |= info::WRITE;
         }
-        if let Some(at) = read_ram {
-            let ram = self.bus.ram();
-            (e.host, self.tlb.arena) = (host_of(ram, at), host_of(ram, RamAddr(0)));
+        if let Page::Ram { host, writable } = page {
+            e.host = host;
             e.page |= info::RAM;
             if class != Class::UserAligned && !self.data_watched(lin) {
                 e.read = lin & !OFFSET;
             }
-            if write_ram == read_ram {
+            if writable {
                 e.page |= info::RAM_WRITE;
                 if e.page & info::WRITE != 0 && self.write_tag(class, lin, e.host, write) {
                     e.write = lin & !OFFSET;

@@ -139,6 +139,8 @@ impl Cpu {
             n::TSC_AUX if self.model.has_rdtscp() => m.tsc_aux,
             n::P5_MC_ADDR | n::P5_MC_TYPE | n::MCG_CAP => 0,
 
+            // Counters and event selectors that older systems assume.
+            0xc1..=0xc8 | 0x186..=0x18d if !amd => 0,
             n::PLATFORM_ID | n::EBL_CR_POWERON | n::BBL_CR_CTL3 | n::MISC_FEATURES_ENABLES if !amd => 0,
             // Locked, with nothing enabled.
             n::FEATURE_CONTROL if !amd => 1,
@@ -215,9 +217,10 @@ impl Cpu {
             n::TSC_AUX if model.has_rdtscp() && v >> 32 == 0 => self.msr.tsc_aux = v,
             n::P5_MC_ADDR | n::P5_MC_TYPE => {}
             n::EBL_CR_POWERON | n::BBL_CR_CTL3 | n::PERF_CTL if !amd => {}
+            0xc1..=0xc8 | 0x186..=0x18d if !amd => {}
             n::MISC_FEATURES_ENABLES if !amd && v == 0 => {}
-            // Limiting CPUID and taking NX away is not possible.
-            n::MISC_ENABLE if !amd => self.msr.misc_enable = v & !(1 << 22 | 1 << 34),
+            // NX cannot be taken away.
+            n::MISC_ENABLE if !amd => self.msr.misc_enable = v & !(1 << 34),
             n::AMD_SYSCFG | n::AMD_HWCR | n::AMD_NB_CFG | n::AMD_INT_PENDING | n::AMD_PATCH_LOADER if amd => {}
             _ if amd && n::AMD_CU_CFG.contains(&msr) => {}
             _ => return model.ignore_unknown_msrs,

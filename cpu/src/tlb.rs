@@ -123,6 +123,8 @@ pub(crate) struct Tlb {
     pub(crate) generation: u64,
     /// The stretch of RAM that the last page table was read from: guest physical address, length, host address.
     pub(crate) walked: (u64, u64, u64),
+    /// A stretch of RAM that reads and writes lead to alike, from the last page found in it on.
+    pub(crate) plain: (u64, u64, u64),
     /// Host address of the arena.
     pub(crate) arena: u64,
 }
@@ -153,6 +155,7 @@ impl Default for Tlb {
             large: [(u64::MAX, 0); 2],
             generation: 0,
             walked: (0, 0, 0),
+            plain: (0, 0, 0),
             arena: 0,
         }
         .at(Class::Supervisor)

@@ -63,7 +63,6 @@ impl Leaf {
 impl Cpu {
     /// Translates a linear address for an access with the rights of a user or a supervisor, the latter with user pages open
     /// to it or not (where CR4.SMAP closes them).
-    #[cold]
     pub(crate) fn walk(&mut self, lin: u64, access: Access, user: bool, open: bool) -> Res<Leaf> {
         if self.cr0 & CR0_PG == 0 {
             let gpa = lin & 0xffff_ffff & self.a20_mask;
@@ -213,23 +212,13 @@ impl Cpu {
     }
 
     /// Reads an entry of a table.
+    #[inline]
     #[expect(unsafe_code, reason = "guest memory is reached by raw pointers")]
     fn table_entry(&mut self, at: u64, wide: bool) -> u64 {
         let (start, len, host) = self.tlb.walked;
         let offset = at.wrapping_sub(start);
         if offset >= len {
-            let map = self.bus.map();
-            let n = map.read.partition_point(|r| r.end <= at);
-            let found = map.read.get(n).filter(|r| r.start <= at && (r.start | r.end).is_multiple_of(8));
-            let Some((start, end, ram)) = found.and_then(|r| match r.target {
-                Target::Ram(ram) if ram.0.is_multiple_of(8) => Some((r.start, r.end, ram)),
-                _ => None,
-            }) else {
-                return self.bus.read(at, if wide { 8 } else { 4 });
-            };
-            let host = self.bus.ram().host(ram).expose_provenance() as u64;
-            self.tlb.walked = (start, end - start, host);
-            return self.table_entry(at, wide);
+            return self.find_table(at, wide);
         }
         let host = (host + offset) as usize;
         if wide {
@@ -239,6 +228,23 @@ impl Cpu {
             // SAFETY: as above.
             u64::from(u32::from_le(unsafe { std::ptr::with_exposed_provenance::<u32>(host).read_volatile() }))
         }
+    }
+
+    /// [`Cpu::table_entry`] in another stretch of memory than the last.
+    #[cold]
+    fn find_table(&mut self, at: u64, wide: bool) -> u64 {
+        let map = self.bus.map();
+        let n = map.read.partition_point(|r| r.end <= at);
+        let found = map.read.get(n).filter(|r| r.start <= at && (r.start | r.end).is_multiple_of(8));
+        let Some((start, end, ram)) = found.and_then(|r| match r.target {
+            Target::Ram(ram) if ram.0.is_multiple_of(8) => Some((r.start, r.end, ram)),
+            _ => None,
+        }) else {
+            return self.bus.read(at, if wide { 8 } else { 4 });
+        };
+        let host = self.bus.ram().host(ram).expose_provenance() as u64;
+        self.tlb.walked = (start, end - start, host);
+        self.table_entry(at, wide)
     }
 
     /// Sets accessed and dirty bits. False if the entry is not `old` any more.

@@ -189,6 +189,8 @@ struct Wires {
     pci: Option<Arc<PciFunction>>,
     irqs: Vec<Arc<IrqLine>>,
     timers: Vec<Arc<Timer>>,
+    /// The device's own numbers of its regions, what they are in the address space, and whether they are ports.
+    regions: Vec<(u32, RegionId, bool)>,
 }
 
 /// A device behind its lock.
@@ -266,6 +268,11 @@ impl DeviceState for DeviceCell {
         if saved.irqs.len() != w.irqs.len() || saved.timers.len() != w.timers.len() {
             return Err("it has other wires or timers".to_owned());
         }
+        let version = self.with(|d| d.version()).unwrap_or_default();
+        if version != saved.version {
+            return Err(format!("saved as version {}, this is version {version}", saved.version));
+        }
+        self.with(|d| d.state().load(saved.state)).unwrap_or(Ok(()))?;
         if let Some(pci) = &w.pci {
             pci.load(saved.pci)?;
         }
@@ -275,15 +282,8 @@ impl DeviceState for DeviceCell {
         for (timer, deadline) in w.timers.iter().zip(saved.timers) {
             timer.set(deadline.unwrap_or(u64::MAX));
         }
-        self.with(|d| {
-            if d.version() != saved.version {
-                return Err(format!("saved as version {}, this is version {}", saved.version, d.version()));
-            }
-            d.state().load(saved.state)?;
-            d.restored();
-            Ok(())
-        })
-        .unwrap_or(Ok(()))
+        self.with(|d| d.restored());
+        Ok(())
     }
 }
 
@@ -453,11 +453,33 @@ impl Machine {
         self.parts.lock().unwrap().clone()
     }
 
-    /// Resets everything.
+    /// Resets everything, what was put in last first: wires that move on the way are forgotten by the interrupt chips, which
+    /// boards put in before all that drives them.
     pub fn reset(&self, kind: ResetKind) {
-        for part in self.parts() {
+        for part in self.parts().iter().rev() {
             part.reset(kind);
         }
+    }
+
+    /// What every part needs to go on elsewhere, by its name.
+    pub fn save(&self) -> Vec<(String, Saved)> {
+        self.parts().iter().map(|p| (p.name().to_owned(), p.save())).collect()
+    }
+
+    /// Takes over what a machine of the same build saved. As with [`Machine::reset`] interrupt chips come after all that
+    /// drives them, so that no wire that moves on the way counts as an edge.
+    ///
+    /// # Errors
+    /// When the parts are others, or one cannot load its state, with its name. The machine is then good for nothing.
+    pub fn load(&self, saved: Vec<(String, Saved)>) -> Result<(), String> {
+        let parts = self.parts();
+        if !parts.iter().map(|p| p.name()).eq(saved.iter().map(|(name, _)| name.as_str())) {
+            return Err("the machine has other parts than the saved one".to_owned());
+        }
+        for (part, (name, state)) in parts.iter().zip(saved).rev() {
+            part.load(state).map_err(|e| format!("{name}: {e}"))?;
+        }
+        Ok(())
     }
 
     /// Puts a device of `model` into the machine, as PCI function `bdf` if it asks to be one.
@@ -586,21 +608,26 @@ impl Slot {
 
     /// As [`Slot::ports`], over what others claim there.
     pub fn ports_over(&mut self, region: u32, base: u16, len: u32, widths: Widths) -> Region {
-        let id = self.machine.space.add_ports(base, len, 1, self.cell.clone(), region, widths);
-        let r = Region { space: self.machine.space.clone(), id, port: true };
+        let r = self.add_ports(region, len, 1, widths);
         r.enable(u64::from(base));
         r
     }
 
     /// Ports that do not answer yet.
     pub fn ports_off(&mut self, region: u32, len: u32, widths: Widths) -> Region {
-        let id = self.machine.space.add_ports(0, len, 0, self.cell.clone(), region, widths);
+        self.add_ports(region, len, 0, widths)
+    }
+
+    fn add_ports(&mut self, region: u32, len: u32, priority: i32, widths: Widths) -> Region {
+        let id = self.machine.space.add_ports(0, len, priority, self.cell.clone(), region, widths);
+        self.wires.regions.push((region, id, true));
         Region { space: self.machine.space.clone(), id, port: true }
     }
 
     /// Device memory that answers from the start.
     pub fn memory(&mut self, region: u32, base: u64, len: u64, priority: i32, widths: Widths) -> Region {
         let r = self.window(len, priority, Rights::ReadWrite, self.io(region, widths));
+        self.wires.regions.push((region, r.id, false));
         r.enable(base);
         r
     }
@@ -669,6 +696,7 @@ impl Slot {
             BarKind::Io => space.add_ports(0, len as u32, 1, self.cell.clone(), region, widths),
             _ => space.add_memory(0, len, 1, Rights::ReadWrite, backing),
         };
+        self.wires.regions.push((region, id, kind == BarKind::Io));
         function.add_bar(index, Bar { kind, len, region: id });
     }
 
@@ -710,24 +738,28 @@ impl Slot {
         DmaMem::new(self.machine.space.clone(), master)
     }
 
-    /// Declares that a write of `width` bytes (0: any) to `addr` carries nothing but the news that it happened; the device
-    /// gets [`Event::Doorbell`] from the machine's io thread.
-    pub fn doorbell(&mut self, region: u32, offset: u64, addr: u64, port: bool, width: u8, value: Option<u64>) {
+    /// Declares that a write of `width` bytes (0: any), of `value` if one is given, at `offset` of the device's region `region`
+    /// carries nothing but the news that it happened. The device gets [`Event::Doorbell`] in its place, from the writer's
+    /// thread or, where the hypervisor takes the write itself, from another.
+    ///
+    /// # Panics
+    /// When the region was not declared before.
+    pub fn doorbell(&mut self, region: u32, offset: u64, width: u8, value: Option<u64>) {
+        let declared = self.wires.regions.iter().find(|(n, ..)| *n == region);
+        let &(_, id, port) = declared.expect("a doorbell lies in a region of the device");
         let cell = Arc::downgrade(&self.cell);
-        self.machine.space.set_doorbell(Doorbell {
-            addr,
-            port,
-            width,
-            value,
-            ring: Arc::new(move |_| {
-                if let Some(cell) = cell.upgrade() {
-                    cell.event(Event::Doorbell(region, offset));
-                }
-            }),
+        let ring = Arc::new(move |_| {
+            if let Some(cell) = cell.upgrade() {
+                cell.event(Event::Doorbell(region, offset));
+            }
         });
+        self.machine.space.add_doorbell(id, Doorbell { addr: offset, port, width, value, ring });
     }
 
     fn function(&self) -> Arc<PciFunction> {
         self.wires.pci.clone().expect("the device is a PCI function")
     }
 }
+
+#[cfg(test)]
+mod tests;

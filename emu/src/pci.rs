@@ -191,6 +191,16 @@ struct Inner {
     bars: [Option<Bar>; 6],
     /// Where the next capability goes.
     next_cap: u8,
+    /// The registers and bits that enable MSI and MSI-X.
+    messages: Vec<(usize, u16)>,
+}
+
+impl Inner {
+    /// INTx is silent while the command register disables it, and while messages are enabled (PCI 3.0, 6.8.3.3).
+    fn intx_masked(&self) -> bool {
+        self.config.get16(COMMAND) & CMD_INTX_DISABLE != 0
+            || self.messages.iter().any(|(at, bit)| self.config.get16(*at) & bit != 0)
+    }
 }
 
 /// A PCI function.
@@ -235,12 +245,13 @@ impl PciFunction {
     /// Adds a BAR.
     ///
     /// # Panics
-    /// When the index is out of range or the length is no power of two of at least 4 (ports) or 16 (memory) bytes.
+    /// When the index is out of range or taken, or the length is no power of two of at least 4 (ports) or 16 (memory) bytes.
     pub fn add_bar(&self, index: u8, bar: Bar) {
         let least = if bar.kind == BarKind::Io { 4 } else { 16 };
         assert!(bar.len.is_power_of_two() && bar.len >= least, "BAR of {} bytes", bar.len);
         let mut inner = self.inner.lock().unwrap();
-        let at = BAR0 + 4 * index as usize;
+        let index = index as usize;
+        let at = BAR0 + 4 * index;
         let (flags, wide) = match bar.kind {
             BarKind::Io => (1, false),
             BarKind::Mem32 => (0, false),
@@ -248,6 +259,8 @@ impl PciFunction {
             BarKind::Mem64 => (4, true),
             BarKind::Mem64Prefetch => (12, true),
         };
+        let last = index + usize::from(wide);
+        assert!(last < 6 && inner.config.writable[at..BAR0 + 4 * (last + 1)] == [0; 8][..4 * (last + 1 - index)]);
         let mask = !(bar.len - 1);
         inner.config.set32(at, flags);
         let low = if bar.kind == BarKind::Io { mask as u32 & 0xffff } else { mask as u32 };
@@ -255,7 +268,7 @@ impl PciFunction {
         if wide {
             inner.config.writable(at + 4, &((mask >> 32) as u32).to_le_bytes());
         }
-        inner.bars[index as usize] = Some(bar);
+        inner.bars[index] = Some(bar);
     }
 
     /// Adds a capability of `len` bytes and returns its offset. The caller fills in what follows the first two bytes.
@@ -278,6 +291,11 @@ impl PciFunction {
 
     pub(crate) fn set_pin(&self, pin: Pin) {
         self.config(|c| c.set8(INT_PIN, pin as u8 + 1));
+    }
+
+    /// INTx is silent while `bit` of the register at `at` is set.
+    fn silences_intx(&self, at: usize, bit: u16) {
+        self.inner.lock().unwrap().messages.push((at, bit));
     }
 
     pub(crate) fn set_intx(&self, line: Arc<IrqLine>) {
@@ -320,9 +338,7 @@ impl PciFunction {
                     inner.config.write8(at, (value >> (8 * n)) as u8);
                 }
             }
-            if offset < INT_LINE as u16 {
-                self.apply(&inner);
-            }
+            self.apply(&inner);
         }
         if let Some(cell) = self.cell.upgrade() {
             cell.with(|d| d.config_write(offset, width));
@@ -334,7 +350,7 @@ impl PciFunction {
         let command = inner.config.get16(COMMAND);
         self.master.store(command & CMD_MASTER != 0, Ordering::Relaxed);
         if let Some(line) = self.intx.get() {
-            line.mask(command & CMD_INTX_DISABLE != 0);
+            line.mask(inner.intx_masked());
         }
         for (n, bar) in inner.bars.iter().enumerate() {
             let Some(bar) = bar else { continue };
@@ -435,7 +451,8 @@ impl PciBus {
         if functions.contains_key(&bdf) {
             return Err(format!("PCI slot {bdf} is taken"));
         }
-        let inner = Inner { config: PciConfig::new(ids), power_on: None, bars: [None; 6], next_cap: 0x40 };
+        let config = PciConfig::new(ids);
+        let inner = Inner { config, power_on: None, bars: [None; 6], next_cap: 0x40, messages: Vec::new() };
         let function = Arc::new(PciFunction {
             bdf,
             space: self.space.clone(),
@@ -488,13 +505,14 @@ pub struct Msi {
 impl Msi {
     pub(crate) fn new(function: Arc<PciFunction>, vectors: u8, machine: Arc<Machine>) -> Msi {
         let at = function.add_capability(0x05, 0x18) as usize;
-        let log2 = vectors.max(1).next_power_of_two().trailing_zeros() as u16;
+        let vectors = vectors.clamp(1, 32).next_power_of_two();
         function.config(|c| {
-            c.set16(at + 2, 1 << 8 | 1 << 7 | log2.min(5) << 1);
+            c.set16(at + 2, 1 << 8 | 1 << 7 | (vectors.trailing_zeros() as u16) << 1);
             c.writable(at + 2, &[0x71]);
             c.writable(at + 4, &[0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
-            c.writable(at + 0x10, &[0xff; 4]);
+            c.writable(at + 0x10, &(u32::MAX >> (32 - u32::from(vectors))).to_le_bytes());
         });
+        function.silences_intx(at + 2, 1);
         Msi { function, machine, at }
     }
 
@@ -510,7 +528,8 @@ impl Msi {
             if control & 1 == 0 || c.get16(COMMAND) & CMD_MASTER == 0 {
                 return None;
             }
-            let granted = 1u32 << (control >> 4 & 7);
+            // A guest may grant more than was asked for.
+            let granted = 1u32 << (control >> 4 & 7).min(control >> 1 & 7);
             let n = u32::from(vector) & (granted - 1);
             if c.get32(self.at + 0x10) >> n & 1 != 0 {
                 let pending = c.get32(self.at + 0x14) | 1 << n;
@@ -528,6 +547,10 @@ impl Msi {
     /// Must be called from [`crate::Device::config_write`]: sends what was pending and is not masked any more.
     pub fn config_written(&self) {
         let pending = self.function.config(|c| {
+            // What cannot be sent stays pending.
+            if c.get16(self.at + 2) & 1 == 0 || c.get16(COMMAND) & CMD_MASTER == 0 {
+                return 0;
+            }
             let ready = c.get32(self.at + 0x14) & !c.get32(self.at + 0x10);
             c.set32(self.at + 0x14, c.get32(self.at + 0x14) & !ready);
             ready
@@ -566,6 +589,7 @@ impl Msix {
             c.set32(at + 4, offset | u32::from(bar));
             c.set32(at + 8, (offset + PBA as u32) | u32::from(bar));
         });
+        function.silences_intx(at + 2, 0x8000);
         let table = MsixTable { entries: vec![[0, 0, 0, 1]; vectors as usize], pending: vec![false; vectors as usize] };
         Msix { function, machine, at, table: Arc::new(Mutex::new(table)) }
     }
@@ -598,7 +622,7 @@ impl Msix {
 
     /// Must be called from [`crate::Device::config_write`] and after table writes: sends what is no longer masked.
     pub fn unmasked(&self) {
-        if self.control() & 0xc000 != 0x8000 {
+        if self.control() & 0xc000 != 0x8000 || !self.function.master.load(Ordering::Relaxed) {
             return;
         }
         let ready: Vec<u16> = {
@@ -662,3 +686,6 @@ impl Msix {
         t.pending.fill(false);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -88,8 +88,14 @@ pub struct Doorbell {
     pub width: u8,
     /// Only this value rings, if any is given.
     pub value: Option<u64>,
-    /// Called on the writer's thread without any lock held: it must only wake somebody.
+    /// Called instead of the write, without any lock held.
     pub ring: Arc<dyn Fn(u64) + Send + Sync>,
+}
+
+/// A doorbell in a region, which moves with it; its `addr` is counted from the region's base.
+struct RegionBell {
+    region: RegionId,
+    bell: Doorbell,
 }
 
 struct Region {
@@ -209,7 +215,7 @@ pub trait MapListener: Send + Sync {
 struct Tables {
     regions: Vec<Region>,
     ports: Vec<PortRegion>,
-    doorbells: Vec<Doorbell>,
+    doorbells: Vec<RegionBell>,
     listeners: Vec<Arc<dyn MapListener>>,
     /// Changes are collected while this is above 0.
     batch: u32,
@@ -312,22 +318,11 @@ impl AddressSpace {
         });
     }
 
-    /// Declares a doorbell; it replaces one at the same address, width and value.
-    pub fn set_doorbell(&self, bell: Doorbell) {
+    /// Declares a doorbell in a region. It is there while the region answers, wherever the guest moves it.
+    pub fn add_doorbell(&self, region: RegionId, bell: Doorbell) {
         self.change(|t| {
-            t.doorbells
-                .retain(|d| (d.addr, d.port, d.width, d.value) != (bell.addr, bell.port, bell.width, bell.value));
-            t.doorbells.push(bell);
+            t.doorbells.push(RegionBell { region, bell });
             true
-        });
-    }
-
-    /// Takes away all doorbells in `addr..addr + len`.
-    pub fn clear_doorbells(&self, addr: u64, len: u64, port: bool) {
-        self.change(|t| {
-            let before = t.doorbells.len();
-            t.doorbells.retain(|d| d.port != port || d.addr < addr || d.addr - addr >= len);
-            t.doorbells.len() != before
         });
     }
 
@@ -373,13 +368,27 @@ impl AddressSpace {
             dirty_log: self.ram.dirty_log(),
             port_index,
             port_ranges,
-            doorbells: Arc::new(t.doorbells.clone()),
+            doorbells: Arc::new(t.doorbells.iter().filter_map(|b| b.placed(&t)).collect()),
         });
         *self.current.write().unwrap() = map.clone();
         self.generation.store(map.generation, Ordering::Release);
         for listener in &t.listeners {
             listener.changed(&map);
         }
+    }
+}
+
+impl RegionBell {
+    /// The doorbell at its present address.
+    fn placed(&self, t: &Tables) -> Option<Doorbell> {
+        let (base, enabled) = if self.bell.port {
+            let r = &t.ports[self.region.0];
+            (u64::from(r.base), r.enabled)
+        } else {
+            let r = &t.regions[self.region.0];
+            (r.base, r.enabled)
+        };
+        enabled.then(|| Doorbell { addr: base.wrapping_add(self.bell.addr), ..self.bell.clone() })
     }
 }
 

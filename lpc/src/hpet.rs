@@ -15,9 +15,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use emu::{
-    Device, DeviceState, Event, IrqLine, IrqSink, Machine, ResetKind, Saved, Slot, State, Timer, Widths,
-};
+use emu::{Device, DeviceState, Event, IrqLine, IrqSink, Machine, ResetKind, Saved, Slot, State, Timer, Widths};
 use serde::{Deserialize, Serialize};
 
 /// Nanoseconds of a main counter tick.

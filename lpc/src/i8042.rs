@@ -34,6 +34,8 @@ const SELF_TEST_OK: u8 = 0xaa;
 
 /// Bytes a device holds back before it drops what the user does.
 const QUEUE: usize = 64;
+/// Answers the controller holds for a guest that does not read them; the chip has room for one.
+const ANSWERS: usize = 16;
 
 /// Set 2 code to set 1 code, as the controller translates (IBM, table of scan codes).
 #[rustfmt::skip]
@@ -280,6 +282,8 @@ struct Regs {
     /// The command whose parameter comes at port 60, 0 for none.
     pending: u8,
     last: u8,
+    /// A set 2 break prefix was taken from the keyboard and waits for its code.
+    break_prefix: bool,
     ram: [u8; 32],
     keyboard: Keyboard,
     mouse: Mouse,
@@ -295,6 +299,7 @@ impl Default for Regs {
             answers: VecDeque::new(),
             pending: 0,
             last: 0,
+            break_prefix: false,
             ram: [0; 32],
             keyboard: Keyboard::default(),
             mouse: Mouse::default(),
@@ -305,8 +310,6 @@ impl Default for Regs {
 /// The controller and its two devices.
 pub struct I8042 {
     regs: Regs,
-    /// A set 2 break prefix was taken from the keyboard and waits for its code.
-    break_prefix: bool,
     irq1: Arc<IrqLine>,
     irq12: Arc<IrqLine>,
     request: Box<dyn Fn(SystemEvent) + Send>,
@@ -323,13 +326,7 @@ impl I8042 {
                 m.request(event);
             }
         });
-        Box::new(I8042 {
-            regs: Regs::default(),
-            break_prefix: false,
-            irq1: slot.isa_irq(1),
-            irq12: slot.isa_irq(12),
-            request,
-        })
+        Box::new(I8042 { regs: Regs::default(), irq1: slot.isa_irq(1), irq12: slot.isa_irq(12), request })
     }
 
     /// Fills the output buffer if it is empty, and drives the interrupts.
@@ -361,15 +358,24 @@ impl I8042 {
             return Some(byte);
         }
         if byte == 0xf0 {
-            self.break_prefix = true;
+            self.regs.break_prefix = true;
             return None;
         }
-        let release = if std::mem::take(&mut self.break_prefix) { 0x80 } else { 0 };
+        let release = if std::mem::take(&mut self.regs.break_prefix) { 0x80 } else { 0 };
         Some(TO_SET1.get(byte as usize).map_or(byte, |code| code | release))
     }
 
     fn answer(&mut self, byte: u8) {
-        self.regs.answers.push_back((byte, false));
+        self.queue(byte, false);
+    }
+
+    /// Queues an answer as if it came from the keyboard or the mouse. The oldest gives way, as the only one does on the chip.
+    fn queue(&mut self, byte: u8, mouse: bool) {
+        let answers = &mut self.regs.answers;
+        if answers.len() >= ANSWERS {
+            answers.pop_front();
+        }
+        answers.push_back((byte, mouse));
     }
 
     fn set_output_port(&mut self, value: u8) {
@@ -422,8 +428,8 @@ impl I8042 {
             0x60 => self.regs.config = value & 0x77,
             n @ 0x61..=0x7f => self.regs.ram[n as usize - 0x60] = value,
             0xd1 => self.set_output_port(value),
-            0xd2 => self.regs.answers.push_back((value, false)),
-            0xd3 => self.regs.answers.push_back((value, true)),
+            0xd2 => self.queue(value, false),
+            0xd3 => self.queue(value, true),
             0xd4 => {
                 self.regs.config &= !CFG_AUX_OFF;
                 self.regs.mouse.out.clear();
@@ -433,7 +439,7 @@ impl I8042 {
                 // Sending to the keyboard enables its clock.
                 self.regs.config &= !CFG_KBD_OFF;
                 self.regs.keyboard.out.clear();
-                self.break_prefix = false;
+                self.regs.break_prefix = false;
                 self.regs.keyboard.receive(value);
             }
         }
@@ -483,7 +489,6 @@ impl Device for I8042 {
 
     fn reset(&mut self, _: ResetKind) {
         self.regs = Regs::default();
-        self.break_prefix = false;
         self.pump();
     }
 
@@ -613,5 +618,15 @@ mod tests {
         }
         let size = cell.with(|d| d.state().save().to_string().len()).unwrap();
         assert!(size < 4000, "{size}");
+    }
+    #[test]
+    fn a_guest_that_reads_no_answers_gets_the_latest() {
+        let (mut b, _) = rig();
+        (0..1000).for_each(|_| b.outb(0x64, 0xa9));
+        b.outb(0x64, 0xaa);
+        b.outb(0x64, 0x20);
+        let answers = read(&mut b);
+        assert!(answers.len() <= ANSWERS + 1);
+        assert_eq!(answers[answers.len() - 2..], [0x55, 0x77]);
     }
 }

@@ -62,6 +62,13 @@ impl Chip {
         }
     }
 
+    fn set_elcr(&mut self, elcr: u8) {
+        self.elcr = elcr;
+        // A request of a level-triggered line is the line's level, from now on.
+        let level = if self.level_mode { 0xff } else { elcr };
+        self.irr = self.irr & !level | self.pins & level;
+    }
+
     /// The line to be served, if any may interrupt now. `cascade`: on the primary in special fully nested mode, further
     /// requests of the secondary pass although IRQ 2 is in service.
     fn pending(&self) -> Option<u8> {
@@ -280,7 +287,7 @@ impl Access for I8259 {
         let mut pair = self.pair.lock().unwrap();
         let value = value as u8;
         match (region, offset & 1) {
-            (2, n) => pair.chips[n as usize].elcr = value & !EDGE_ONLY[n as usize],
+            (2, n) => pair.chips[n as usize].set_elcr(value & !EDGE_ONLY[n as usize]),
             (n, 0) => pair.chips[n as usize].write_command(value),
             (n, _) => pair.chips[n as usize].write_data(value),
         }
@@ -387,6 +394,17 @@ mod tests {
         assert!(r.intr(), "a level asks again after the EOI");
         r.pic.set_irq(5, false);
         assert!(!r.intr());
+    }
+
+    #[test]
+    fn a_line_that_is_up_asks_when_it_becomes_level_triggered() {
+        let mut r = rig();
+        r.raise(5);
+        assert_eq!(r.pic.acknowledge(), 0x0d);
+        r.bench.outb(0x20, 0x20);
+        assert!(!r.intr());
+        r.bench.outb(0x4d0, 0x20);
+        assert!(r.intr());
     }
 
     #[test]

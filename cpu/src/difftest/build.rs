@@ -176,8 +176,8 @@ impl<'a> Builder<'a> {
         Memory { disp_at, disp_size: size, disp, ..m }
     }
 
-    /// A place in the data window for an operand of `size` bytes: mostly anywhere, sometimes across the two pages, seldom
-    /// across the end.
+    /// A place in the data window for an operand of `size` bytes: mostly anywhere, sometimes across the two pages,
+    /// seldom across the end.
     pub(crate) fn target(&mut self, size: usize, align: u64) -> u64 {
         let len = DATA_LEN as u64;
         let size = size as u64;
@@ -189,8 +189,8 @@ impl<'a> Builder<'a> {
         at & !(align - 1)
     }
 
-    /// Chooses registers and displacement so that the memory operand, if there is one, is at `at` in the data window. Call
-    /// it when the encoding is complete. `None` if it cannot be done.
+    /// Chooses registers and displacement so that the memory operand, if there is one, is at `at` in the data window.
+    /// Call it when the encoding is complete. `None` if it cannot be done.
     pub(crate) fn place(&mut self, at: u64) -> Option<u64> {
         let Some(m) = self.memory else { return Some(at) };
         let mask = [0xffff, 0xffff_ffff, u64::MAX][usize::from(self.asize())];

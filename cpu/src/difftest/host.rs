@@ -63,10 +63,11 @@ extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::
         unsafe { libc::signal(signal, libc::SIG_DFL) };
         return;
     }
-    // SAFETY: the pointer is to a live `Exchange` that the interrupted thread, this one, does not touch meanwhile; the kernel
-    // gives a valid context.
+    // SAFETY: the pointer is to a live `Exchange` that the interrupted thread, this one, does not touch meanwhile; the
+    // kernel gives a valid context.
     let (x, mc) = unsafe { (&mut *x, &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext) };
-    // SAFETY: the kernel's frame holds an FXSAVE image, and behind it, on every host with XSAVE, the header of an XSAVE area.
+    // SAFETY: the kernel's frame holds an FXSAVE image, and behind it, on every host with XSAVE, the header of an XSAVE
+    // area.
     let (fx, xstate_bv) = unsafe {
         let p = mc.fpregs.cast::<Fx>();
         (&mut *p, &mut *p.add(1).cast::<u64>())
@@ -198,7 +199,11 @@ impl Host {
             }
             std::ptr::write_bytes(WRITABLE as *mut u8, 0xcc, PAGE);
             let selectors = i64::from(selectors.0) | i64::from(selectors.1) << 48;
-            Some(Host { _lock: lock, bits, selectors, old, old_stack, _stack: stack })
+            let mut host = Host { _lock: lock, bits, selectors, old, old_stack, _stack: stack };
+            // A kernel may have the selectors and still not let us run there.
+            let state = State { gpr: [0; 16], rip: bits.entry(), flags: 0x202, fx: Fx([0; 512]) };
+            let nop = Case { bits, code: vec![0x90], state, patches: Vec::new(), undefined: 0, fp: false };
+            (host.run(&nop, &[0; DATA_LEN]).vector == 3).then_some(host)
         }
     }
 
@@ -214,8 +219,8 @@ impl Host {
             fp: case.fp,
             vector: 0,
         }));
-        // SAFETY: the pages are this harness's own, and nothing else refers to them. The handler leaves all registers as
-        // they were at the INT3.
+        // SAFETY: the pages are this harness's own, and nothing else refers to them. The handler leaves all registers
+        // as they were at the INT3.
         unsafe {
             let code = (WRITABLE + ENTRY) as *mut u8;
             std::ptr::copy_nonoverlapping(case.code.as_ptr(), code, case.code.len());

@@ -43,7 +43,7 @@ enum Kind {
     Xlat,
     Bound,
     Cmpxchg,
-    Popa,
+    Bswap,
 }
 
 struct Op {
@@ -141,7 +141,7 @@ const OPS: &[Op] = &[
     op(&[0x0f, 0xc0], 2, Modrm, Kind::Plain, 0),
     op(&[0x0f, 0xc3], 1, Modrm, Kind::Plain, 0),
     op(&[0x0f, 0xc7], 1, Group(0x02), Kind::Cmpxchg, 0),
-    op(&[0x0f, 0xc8], 8, Plain, Kind::Plain, 0),
+    op(&[0x0f, 0xc8], 8, Plain, Kind::Bswap, 0),
     op(&[0xf2, 0x0f, 0x38, 0xf0], 2, Modrm, Kind::Plain, 0),
     legacy(&[0x27], 1, Plain, Kind::Plain, OF),
     legacy(&[0x2f], 1, Plain, Kind::Plain, OF),
@@ -149,7 +149,7 @@ const OPS: &[Op] = &[
     legacy(&[0x3f], 1, Plain, Kind::Plain, OF | SF | ZF | PF),
     legacy(&[0x40], 16, Plain, Kind::Plain, 0),
     legacy(&[0x60], 1, Plain, Kind::Plain, 0),
-    legacy(&[0x61], 1, Plain, Kind::Popa, 0),
+    legacy(&[0x61], 1, Plain, Kind::Plain, 0),
     legacy(&[0x62], 1, Modrm, Kind::Bound, 0),
     legacy(&[0xd4], 2, Plain, Kind::Imm8, OF | AF | CF),
     legacy(&[0xd6], 1, Plain, Kind::Plain, 0),
@@ -185,8 +185,17 @@ impl Generate for Integer {
         if host.vector != 3 && host.state.gpr[1] != case.state.gpr[1] {
             host.state.flags = guest.state.flags;
         }
-        // A branch that leaves the code page, by a target cut to 16 bits or read across the end of the data window, is a
-        // branch done; the host then faults at its target.
+        // Where AMD's processors do not write a 32-bit destination, CMPXCHG that fails and BSF or BSR of 0, Intel's may
+        // clear its upper half.
+        if case.code.windows(2).any(|w| w[0] == 0x0f && matches!(w[1], 0xb1 | 0xbc | 0xbd)) {
+            for (host, guest) in host.state.gpr.iter().zip(&mut guest.state.gpr) {
+                if *host == *guest & 0xffff_ffff {
+                    *guest = *host;
+                }
+            }
+        }
+        // A branch that leaves the code page, by a target cut to 16 bits or read across the end of the data window, is
+        // a branch done; the host then faults at its target.
         if host.vector == 14 && guest.vector == 3 && host.state.rip != case.state.rip {
             host.vector = 3;
         }
@@ -249,7 +258,10 @@ fn build(rng: &mut Rng, bits: Bits, op: &Op, last: u8) -> Option<Case> {
     let data = bits.data();
     let mask = b.address_mask();
     match op.kind {
-        Kind::Plain | Kind::Popa => {}
+        Kind::Plain => {}
+        // Undefined for 16 bits.
+        Kind::Bswap if b.osize() == 0 => return None,
+        Kind::Bswap => {}
         Kind::Imm8 => {
             b.imm(1);
             if op.code.first().is_some_and(|c| (0x80..=0x83).contains(c)) {

@@ -1,8 +1,9 @@
 //! From a memory operand to a linear address.
 //!
 //! In 64-bit code, and in 32-bit code whose segments are flat, an address is the sum of registers and displacement, and
-//! nothing needs to be checked: what is not canonical misses the TLB and faults in its slow path. [`Base`] and [`Flat`] are
-//! made for these. [`Gen`] is for everything else: other address sizes, FS and GS, and segments with bases, limits and rights.
+//! nothing needs to be checked: what is not canonical misses the TLB and faults in its slow path. [`Base`] and [`Flat`]
+//! are made for these. [`Gen`] is for everything else: other address sizes, FS and GS, and segments with bases, limits
+//! and rights.
 
 use crate::insn::{ASIZE, FS, Insn, Mode, Res, SS, Stop};
 use crate::mem::canonical;
@@ -14,6 +15,9 @@ pub(crate) trait Addr: 'static {
     fn offset(cpu: &Cpu, i: &Insn) -> u64;
     /// The linear address of the `len` bytes that are `extra` bytes on from the operand, if they may be accessed.
     fn linear(cpu: &mut Cpu, i: &Insn, extra: u64, len: u32, write: bool) -> Res<u64>;
+    /// The same for the operand itself, but it may give up where it is not plain that it may be accessed. Whether the
+    /// address is canonical is left to the TLB.
+    fn quick(cpu: &Cpu, i: &Insn, len: u32, write: bool) -> Res<u64>;
 }
 
 /// Flat segment, native address size, no index.
@@ -35,6 +39,11 @@ impl Addr for Base {
     fn linear(cpu: &mut Cpu, i: &Insn, extra: u64, _len: u32, _write: bool) -> Res<u64> {
         Ok(Base::offset(cpu, i).wrapping_add(extra) & cpu.flat_mask)
     }
+
+    #[inline(always)]
+    fn quick(cpu: &Cpu, i: &Insn, _len: u32, _write: bool) -> Res<u64> {
+        Ok(Base::offset(cpu, i) & cpu.flat_mask)
+    }
 }
 
 impl Addr for Flat {
@@ -48,6 +57,11 @@ impl Addr for Flat {
     fn linear(cpu: &mut Cpu, i: &Insn, extra: u64, _len: u32, _write: bool) -> Res<u64> {
         Ok(Flat::offset(cpu, i).wrapping_add(extra) & cpu.flat_mask)
     }
+
+    #[inline(always)]
+    fn quick(cpu: &Cpu, i: &Insn, _len: u32, _write: bool) -> Res<u64> {
+        Ok(Flat::offset(cpu, i) & cpu.flat_mask)
+    }
 }
 
 impl Addr for Gen {
@@ -60,6 +74,11 @@ impl Addr for Gen {
     fn linear(cpu: &mut Cpu, i: &Insn, extra: u64, len: u32, write: bool) -> Res<u64> {
         let offset = Flat::offset(cpu, i).wrapping_add(extra) & address_mask(i);
         cpu.lin_seg(i.seg, offset, len, write)
+    }
+
+    #[inline(always)]
+    fn quick(cpu: &Cpu, i: &Insn, len: u32, write: bool) -> Res<u64> {
+        cpu.quick_seg(i.seg, Flat::offset(cpu, i) & address_mask(i), len, write)
     }
 }
 
@@ -88,8 +107,8 @@ impl Cpu {
         Gen::linear(self, i, 0, len, write)
     }
 
-    /// The linear address of the `len` bytes (at least 1) at an offset in a segment, if they may be accessed: #SS(0) for the
-    /// stack segment or #GP(0) for what lies outside, or may not be read or written.
+    /// The linear address of the `len` bytes (at least 1) at an offset in a segment, if they may be accessed: #SS(0)
+    /// for the stack segment or #GP(0) for what lies outside, or may not be read or written.
     #[inline]
     pub(crate) fn lin_seg(&mut self, seg: u8, offset: u64, len: u32, write: bool) -> Res<u64> {
         let s = &self.seg[usize::from(seg & 7)];
@@ -107,6 +126,23 @@ impl Cpu {
             }
         }
         Err(self.fault(if seg == SS { 12 } else { 13 }, Some(0)))
+    }
+
+    /// [`Cpu::lin_seg`] for what is plain: 64-bit mode, and reading or writing inside the limit of a segment that grows
+    /// up. It gives up on all else.
+    #[inline(always)]
+    pub(super) fn quick_seg(&self, seg: u8, offset: u64, len: u32, write: bool) -> Res<u64> {
+        let s = &self.seg[usize::from(seg & 7)];
+        if self.mode.has(Mode::LONG) {
+            return Ok(if seg >= FS { s.base.wrapping_add(offset) } else { offset });
+        }
+        // Type 001x is data and writable; 101x is code and readable.
+        let types = if write { 0xe } else { 6 };
+        let last = offset.wrapping_add(u64::from(len) - 1);
+        if s.access & (Segment::UNUSABLE | types) == 2 && last <= u64::from(s.limit) {
+            return Ok(s.base.wrapping_add(offset) & 0xffff_ffff);
+        }
+        Err(Stop)
     }
 
     /// Whether a segment outside 64-bit mode lets the bytes from `offset` to `last` be accessed.

@@ -2,7 +2,8 @@
 //!
 //! LOCK changes nothing here: processors take turns on one thread.
 
-use super::{Addr, Operand, Reg, byte_regs, memory, operand, wide, width, width_code};
+use super::hit::quick;
+use super::{Operand, Reg, byte_regs, memory, operand, wide, width, width_code};
 use crate::flags::Flags;
 use crate::insn::{Dec, Handler, Insn, RAX, RBX, RCX, RDX, Res};
 use crate::state::{Cpu, Int};
@@ -52,9 +53,9 @@ struct Neg;
 impl Unary for Inc {
     #[inline(always)]
     fn run<T: Int>(f: &mut Flags, a: T) -> T {
-        let cf = f.cf();
+        let before = *f;
         let r = Add::run(f, a, T::from_u64(1));
-        f.set_cf(cf);
+        f.keep_cf(before);
         r
     }
 }
@@ -62,9 +63,9 @@ impl Unary for Inc {
 impl Unary for Dec1 {
     #[inline(always)]
     fn run<T: Int>(f: &mut Flags, a: T) -> T {
-        let cf = f.cf();
+        let before = *f;
         let r = Sub::run(f, a, T::from_u64(1));
-        f.set_cf(cf);
+        f.keep_cf(before);
         r
     }
 }
@@ -204,79 +205,92 @@ fn compare_form(i: &mut Insn, d: &Dec, form: u8) -> Handler {
     }
 }
 
-fn into_reg<O: Alu, S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let b = S::get::<T>(cpu, i)?;
-    let a = cpu.reg::<T>(i.reg);
-    let r = O::run(&mut cpu.flags, a, b);
-    cpu.set_reg(i.reg, r);
-    Ok(())
-}
+quick! {
+    fn into_reg<O: Alu, S: Operand, T: Int>[O, S::Quick, T](cpu, i) {
+        let b = S::get::<T>(cpu, i)?;
+        let a = cpu.reg::<T>(i.reg);
+        let r = O::run(&mut cpu.flags, a, b);
+        cpu.set_reg(i.reg, r);
+        Ok(())
+    }
 
-fn into_mem<O: Alu, A: Addr, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let b = cpu.reg::<T>(i.reg);
-    A::update(cpu, i, |f, a| O::run(f, a, b))
-}
+    fn into_mem<O: Alu, S: Operand, T: Int>[O, S::Quick, T](cpu, i) {
+        let b = cpu.reg::<T>(i.reg);
+        S::update(cpu, i, |f, a| O::run(f, a, b))
+    }
 
-fn immediate<O: Alu, S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let b = T::from_u64(i.imm);
-    S::update(cpu, i, |f, a| O::run(f, a, b))
+    fn immediate<O: Alu, S: Operand, T: Int>[O, S::Quick, T](cpu, i) {
+        let b = T::from_u64(i.imm);
+        S::update(cpu, i, |f, a| O::run(f, a, b))
+    }
+
+    fn compare_reg<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+        let b = S::get::<T>(cpu, i)?;
+        let a = cpu.reg::<T>(i.reg);
+        Sub::run(&mut cpu.flags, a, b);
+        Ok(())
+    }
+
+    fn compare_mem<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+        let a = S::get::<T>(cpu, i)?;
+        let b = cpu.reg::<T>(i.reg);
+        Sub::run(&mut cpu.flags, a, b);
+        Ok(())
+    }
+
+    fn compare_imm<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+        let a = S::get::<T>(cpu, i)?;
+        Sub::run(&mut cpu.flags, a, T::from_u64(i.imm));
+        Ok(())
+    }
+
+    fn test<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+        let a = S::get::<T>(cpu, i)?;
+        let b = cpu.reg::<T>(i.reg);
+        And::run(&mut cpu.flags, a, b);
+        Ok(())
+    }
+
+    fn test_imm<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+        let a = S::get::<T>(cpu, i)?;
+        And::run(&mut cpu.flags, a, T::from_u64(i.imm));
+        Ok(())
+    }
+
+    fn unary<O: Unary, S: Operand, T: Int>[O, S::Quick, T](cpu, i) {
+        S::update(cpu, i, O::run::<T>)
+    }
+
+    /// The destination is always written, if only with what it held.
+    fn cmpxchg<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+        let (accumulator, new) = (cpu.reg::<T>(RAX), cpu.reg::<T>(i.reg));
+        let mut old = accumulator;
+        S::update(cpu, i, |f, a| {
+            old = a;
+            Sub::run(f, accumulator, a);
+            if a == accumulator { new } else { a }
+        })?;
+        if old != accumulator {
+            cpu.set_reg(RAX, old);
+        }
+        Ok(())
+    }
+
+    fn xadd<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+        let b = cpu.reg::<T>(i.reg);
+        let mut old = b;
+        S::update(cpu, i, |f, a| {
+            old = a;
+            Add::run(f, a, b)
+        })?;
+        cpu.set_reg(i.reg, old);
+        Ok(())
+    }
 }
 
 fn zero<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
     cpu.set_reg(i.reg, T::from_u64(0));
     cpu.flags.logic(T::from_u64(0));
-    Ok(())
-}
-
-fn compare_reg<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let b = S::get::<T>(cpu, i)?;
-    let a = cpu.reg::<T>(i.reg);
-    Sub::run(&mut cpu.flags, a, b);
-    Ok(())
-}
-
-fn compare_mem<A: Addr, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let a = cpu.read_mem::<A, T>(i)?;
-    let b = cpu.reg::<T>(i.reg);
-    Sub::run(&mut cpu.flags, a, b);
-    Ok(())
-}
-
-fn compare_imm<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let a = S::get::<T>(cpu, i)?;
-    Sub::run(&mut cpu.flags, a, T::from_u64(i.imm));
-    Ok(())
-}
-
-fn test<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let a = S::get::<T>(cpu, i)?;
-    let b = cpu.reg::<T>(i.reg);
-    And::run(&mut cpu.flags, a, b);
-    Ok(())
-}
-
-fn test_imm<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let a = S::get::<T>(cpu, i)?;
-    And::run(&mut cpu.flags, a, T::from_u64(i.imm));
-    Ok(())
-}
-
-fn unary<O: Unary, S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    S::update(cpu, i, O::run::<T>)
-}
-
-/// The destination is always written, if only with what it held.
-fn cmpxchg<A: Addr, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let (accumulator, new) = (cpu.reg::<T>(RAX), cpu.reg::<T>(i.reg));
-    let mut old = accumulator;
-    A::update(cpu, i, |f, a| {
-        old = a;
-        Sub::run(f, accumulator, a);
-        if a == accumulator { new } else { a }
-    })?;
-    if old != accumulator {
-        cpu.set_reg(RAX, old);
-    }
     Ok(())
 }
 
@@ -290,17 +304,6 @@ fn cmpxchg_reg<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
     } else {
         cpu.set_reg(RAX, a);
     }
-    Ok(())
-}
-
-fn xadd<A: Addr, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let b = cpu.reg::<T>(i.reg);
-    let mut old = b;
-    A::update(cpu, i, |f, a| {
-        old = a;
-        Add::run(f, a, b)
-    })?;
-    cpu.set_reg(i.reg, old);
     Ok(())
 }
 

@@ -1,9 +1,10 @@
 //! BT, BTS, BTR, BTC; BSF, BSR; POPCNT and CRC32.
 //!
-//! BSF and BSR of zero leave the destination as it is, all 64 bits of it: AMD says so, Intel's do it, and the C libraries
-//! of some guests rely on it. Their undefined flags are those of a logical operation that gives the source. LZCNT and TZCNT
-//! are not offered, so that their encodings are BSR and BSF.
+//! BSF and BSR of zero leave the destination as it is, all 64 bits of it: AMD says so, Intel's do it, and the C
+//! libraries of some guests rely on it. Their undefined flags are those of a logical operation that gives the source.
+//! LZCNT and TZCNT are not offered, so that their encodings are BSR and BSF.
 
+use super::hit::quick;
 use super::{Addr, Operand, Reg, byte_reg, memory, operand, wide, width};
 use crate::insn::{Dec, Handler, Insn, Res};
 use crate::state::{Cpu, Int};
@@ -99,8 +100,10 @@ fn bit<O: Bit, S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn, number: u64) -> Res 
     }
 }
 
-fn bit_imm<O: Bit, S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    bit::<O, S, T>(cpu, i, i.imm)
+quick! {
+    fn bit_imm<O: Bit, S: Operand, T: Int>[O, S::Quick, T](cpu, i) {
+        bit::<O, S, T>(cpu, i, i.imm)
+    }
 }
 
 fn bit_reg<O: Bit, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {

@@ -1,20 +1,32 @@
 //! Near jumps, calls and returns; Jcc, LOOP and JCXZ; BOUND.
 
 use super::addr::address_mask;
+use super::hit::quick;
 use super::stack::{Stack, Stack32, Stack64, StackSeg, flat_stack};
 use super::{Addr, Condition, Operand, by_condition, memory, operand, wide};
-use crate::insn::{CS, Dec, END, Handler, Insn, Mode, RCX, Res};
+use crate::insn::{CS, Dec, END, Handler, Insn, Mode, RCX, Res, Stop};
 use crate::mem::canonical;
 use crate::state::{Cpu, Int};
 
 /// A sort of near transfer.
 trait Near: 'static {
+    /// The same, but it gives up on anything but a TLB hit and a plain target.
+    type Quick: Near;
     /// What calls push and indirect jumps read.
     type Ip: Int;
     /// Where calls push it.
     type Stack: Stack;
-    /// RIP for a target, if the code segment has it; #GP(0) if not.
-    fn target(cpu: &mut Cpu, to: u64) -> Res<u64>;
+    /// RIP for a target, if the code segment has it.
+    fn plain(cpu: &Cpu, to: u64) -> Res<u64>;
+
+    /// The same; #GP(0) if not.
+    #[inline(always)]
+    fn target(cpu: &mut Cpu, to: u64) -> Res<u64> {
+        match Self::plain(cpu, to) {
+            Ok(to) => Ok(to),
+            Err(_) => Err(cpu.gp(0)),
+        }
+    }
 }
 
 /// 64-bit code.
@@ -27,33 +39,55 @@ struct Near32;
 struct NearSeg<T>(std::marker::PhantomData<T>);
 
 impl Near for Near64 {
+    type Quick = QuickNear<Near64>;
     type Ip = u64;
     type Stack = Stack64;
 
     #[inline(always)]
-    fn target(cpu: &mut Cpu, to: u64) -> Res<u64> {
-        if canonical(to) { Ok(to) } else { Err(cpu.gp(0)) }
+    fn plain(_: &Cpu, to: u64) -> Res<u64> {
+        if canonical(to) { Ok(to) } else { Err(Stop) }
     }
 }
 
 impl Near for Near32 {
+    type Quick = QuickNear<Near32>;
     type Ip = u32;
     type Stack = Stack32;
 
     #[inline(always)]
-    fn target(_: &mut Cpu, to: u64) -> Res<u64> {
+    fn plain(_: &Cpu, to: u64) -> Res<u64> {
         Ok(to & 0xffff_ffff)
     }
 }
 
 impl<T: Int> Near for NearSeg<T> {
+    type Quick = QuickNear<NearSeg<T>>;
     type Ip = T;
     type Stack = StackSeg;
 
     #[inline(always)]
-    fn target(cpu: &mut Cpu, to: u64) -> Res<u64> {
+    fn plain(cpu: &Cpu, to: u64) -> Res<u64> {
         let to = T::from_u64(to).to_u64();
-        if to <= u64::from(cpu.seg[usize::from(CS)].limit) { Ok(to) } else { Err(cpu.gp(0)) }
+        if to <= u64::from(cpu.seg[usize::from(CS)].limit) { Ok(to) } else { Err(Stop) }
+    }
+}
+
+/// A near transfer by a stack that the TLB knows.
+struct QuickNear<N>(std::marker::PhantomData<N>);
+
+impl<N: Near> Near for QuickNear<N> {
+    type Quick = QuickNear<N>;
+    type Ip = N::Ip;
+    type Stack = <N::Stack as Stack>::Quick;
+
+    #[inline(always)]
+    fn plain(cpu: &Cpu, to: u64) -> Res<u64> {
+        N::plain(cpu, to)
+    }
+
+    #[inline(always)]
+    fn target(cpu: &mut Cpu, to: u64) -> Res<u64> {
+        N::plain(cpu, to)
     }
 }
 
@@ -94,46 +128,48 @@ fn jcc_form<C: Condition>(d: &Dec) -> Handler {
     near!(d, jcc, C)
 }
 
-fn jcc<C: Condition, N: Near>(cpu: &mut Cpu, i: &Insn) -> Res {
-    if cpu.flags.cond(C::CODE) {
-        cpu.rip = N::target(cpu, cpu.next_rip(i).wrapping_add(i.imm))?;
+quick! {
+    fn jcc<C: Condition, N: Near>[C, N::Quick](cpu, i) {
+        if cpu.flags.cond(C::CODE) {
+            cpu.rip = N::target(cpu, cpu.next_rip(i).wrapping_add(i.imm))?;
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-fn jmp<N: Near>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.rip = N::target(cpu, cpu.next_rip(i).wrapping_add(i.imm))?;
-    Ok(())
-}
+    fn jmp<N: Near>[N::Quick](cpu, i) {
+        cpu.rip = N::target(cpu, cpu.next_rip(i).wrapping_add(i.imm))?;
+        Ok(())
+    }
 
-fn jmp_to<S: Operand, N: Near>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let to = S::get::<N::Ip>(cpu, i)?.to_u64();
-    cpu.rip = N::target(cpu, to)?;
-    Ok(())
-}
+    fn jmp_to<S: Operand, N: Near>[S::Quick, N::Quick](cpu, i) {
+        let to = S::get::<N::Ip>(cpu, i)?.to_u64();
+        cpu.rip = N::target(cpu, to)?;
+        Ok(())
+    }
 
-fn call<N: Near>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let next = cpu.next_rip(i);
-    let to = N::target(cpu, next.wrapping_add(i.imm))?;
-    N::Stack::push(cpu, N::Ip::from_u64(next))?;
-    cpu.rip = to;
-    Ok(())
-}
+    fn call<N: Near>[N::Quick](cpu, i) {
+        let next = cpu.next_rip(i);
+        let to = N::target(cpu, next.wrapping_add(i.imm))?;
+        N::Stack::push(cpu, N::Ip::from_u64(next))?;
+        cpu.rip = to;
+        Ok(())
+    }
 
-fn call_to<S: Operand, N: Near>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let to = S::get::<N::Ip>(cpu, i)?.to_u64();
-    let to = N::target(cpu, to)?;
-    let next = cpu.next_rip(i);
-    N::Stack::push(cpu, N::Ip::from_u64(next))?;
-    cpu.rip = to;
-    Ok(())
-}
+    fn call_to<S: Operand, N: Near>[S::Quick, N::Quick](cpu, i) {
+        let to = S::get::<N::Ip>(cpu, i)?.to_u64();
+        let to = N::target(cpu, to)?;
+        let next = cpu.next_rip(i);
+        N::Stack::push(cpu, N::Ip::from_u64(next))?;
+        cpu.rip = to;
+        Ok(())
+    }
 
-fn ret<N: Near>(cpu: &mut Cpu, _: &Insn) -> Res {
-    let to = N::Stack::peek::<N::Ip>(cpu, 0)?.to_u64();
-    cpu.rip = N::target(cpu, to)?;
-    N::Stack::discard(cpu, u64::from(N::Ip::BYTES));
-    Ok(())
+    fn ret<N: Near>[N::Quick](cpu, _i) {
+        let to = N::Stack::peek::<N::Ip>(cpu, 0)?.to_u64();
+        cpu.rip = N::target(cpu, to)?;
+        N::Stack::discard(cpu, u64::from(N::Ip::BYTES));
+        Ok(())
+    }
 }
 
 fn ret_imm<N: Near>(cpu: &mut Cpu, i: &Insn) -> Res {

@@ -1,17 +1,18 @@
 //! The integer instructions.
 //!
 //! Handlers are small generic functions, made for each operand width ([`Int`]), operation, and kind of operand
-//! ([`Operand`]: a register, or memory addressed in one of three ways ([`Addr`])), so that none of these is looked at while
-//! code runs. `select` in each file picks one when an instruction is decoded, and arranges the [`Insn`] for it.
+//! ([`Operand`]: a register, or memory addressed in one of three ways ([`Addr`])), so that none of these is looked at
+//! while code runs. `select` in each file picks one when an instruction is decoded, and arranges the [`Insn`] for it.
 //!
-//! Flags that the architecture leaves undefined are what Intel's and AMD's processors have been seen to make of them where
-//! the two agree; each family of instructions says so where it matters.
+//! Flags that the architecture leaves undefined are what Intel's and AMD's processors have been seen to make of them
+//! where the two agree; each family of instructions says so where it matters.
 
 mod addr;
 mod alu;
 mod bcd;
 mod bits;
 mod control;
+mod hit;
 mod mov;
 mod muldiv;
 mod shift;
@@ -174,6 +175,9 @@ impl<const N: u8> Condition for Cc<N> {
 
 /// The operand that ModRM.rm names.
 pub(crate) trait Operand: 'static {
+    /// The same, but it gives up on anything but a TLB hit, without a word in [`Cpu::why`]; see [`hit`].
+    type Quick: Operand;
+
     /// Reads it.
     fn get<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res<T>;
     /// Writes it.
@@ -186,6 +190,8 @@ pub(crate) trait Operand: 'static {
 pub(crate) struct Reg;
 
 impl Operand for Reg {
+    type Quick = Reg;
+
     #[inline(always)]
     fn get<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res<T> {
         Ok(cpu.reg(i.rm))
@@ -207,6 +213,8 @@ impl Operand for Reg {
 }
 
 impl<A: Addr> Operand for A {
+    type Quick = Quick<A>;
+
     #[inline(always)]
     fn get<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res<T> {
         cpu.read_mem::<A, T>(i)
@@ -225,6 +233,35 @@ impl<A: Addr> Operand for A {
         let r = f(&mut flags, a);
         cpu.store(lin, r)?;
         cpu.flags = flags;
+        Ok(())
+    }
+}
+
+/// Memory that the TLB knows.
+pub(crate) struct Quick<A>(std::marker::PhantomData<A>);
+
+impl<A: Addr> Operand for Quick<A> {
+    type Quick = Quick<A>;
+
+    #[inline(always)]
+    fn get<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res<T> {
+        let lin = A::quick(cpu, i, u32::from(T::BYTES), false)?;
+        Ok(cpu.read_hit::<T>(lin)?.get())
+    }
+
+    #[inline(always)]
+    fn put<T: Int>(cpu: &mut Cpu, i: &Insn, v: T) -> Res {
+        let lin = A::quick(cpu, i, u32::from(T::BYTES), true)?;
+        cpu.write_hit::<T>(lin)?.set(v);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn update<T: Int>(cpu: &mut Cpu, i: &Insn, f: impl FnOnce(&mut Flags, T) -> T) -> Res {
+        let lin = A::quick(cpu, i, u32::from(T::BYTES), true)?;
+        let hit = cpu.write_hit::<T>(lin)?;
+        let r = f(&mut cpu.flags, hit.get());
+        hit.set(r);
         Ok(())
     }
 }

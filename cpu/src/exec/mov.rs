@@ -1,6 +1,7 @@
 //! Moves of every sort, conditional and converting ones, LEA, XCHG, BSWAP; the instructions on single flags; hints.
 
 use super::addr::address_mask;
+use super::hit::quick;
 use super::{
     Addr, Base, Condition, Flat, Gen, Kind, Operand, Reg, by_condition, byte_reg, byte_regs, kind, memory, operand,
     wide, width, width_code,
@@ -145,19 +146,58 @@ fn offset_form(i: &mut Insn, d: &Dec) -> Handler {
     }
 }
 
-fn load<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let v = S::get::<T>(cpu, i)?;
-    cpu.set_reg(i.reg, v);
-    Ok(())
-}
+quick! {
+    fn load<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+        let v = S::get::<T>(cpu, i)?;
+        cpu.set_reg(i.reg, v);
+        Ok(())
+    }
 
-fn store<A: Addr, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let v = cpu.reg::<T>(i.reg);
-    cpu.write_mem::<A, T>(i, v)
-}
+    fn store<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+        let v = cpu.reg::<T>(i.reg);
+        S::put(cpu, i, v)
+    }
 
-fn store_imm<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    S::put(cpu, i, T::from_u64(i.imm))
+    fn store_imm<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+        S::put(cpu, i, T::from_u64(i.imm))
+    }
+
+    /// `D` is the destination, `T` the source.
+    fn movzx<D: Int, S: Operand, T: Int>[D, S::Quick, T](cpu, i) {
+        let v = S::get::<T>(cpu, i)?;
+        cpu.set_reg(i.reg, D::from_u64(v.to_u64()));
+        Ok(())
+    }
+
+    fn movsx<D: Int, S: Operand, T: Int>[D, S::Quick, T](cpu, i) {
+        let v = S::get::<T>(cpu, i)?;
+        cpu.set_reg(i.reg, D::from_u64(v.sext()));
+        Ok(())
+    }
+
+    /// The source is read, and a 32-bit destination widened, whatever the condition.
+    fn cmov<C: Condition, S: Operand, T: Int>[C, S::Quick, T](cpu, i) {
+        let v = S::get::<T>(cpu, i)?;
+        let v = if cpu.flags.cond(C::CODE) { v } else { cpu.reg(i.reg) };
+        cpu.set_reg(i.reg, v);
+        Ok(())
+    }
+
+    fn setcc<C: Condition, S: Operand, T: Int>[C, S::Quick, T](cpu, i) {
+        let v = T::from_u64(u64::from(cpu.flags.cond(C::CODE)));
+        S::put(cpu, i, v)
+    }
+
+    fn xchg_mem<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+        let new = cpu.reg::<T>(i.reg);
+        let mut old = new;
+        S::update(cpu, i, |_, a| {
+            old = a;
+            new
+        })?;
+        cpu.set_reg(i.reg, old);
+        Ok(())
+    }
 }
 
 /// An absolute address of 64 bits.
@@ -171,43 +211,9 @@ fn store_far<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
     store::<Gen, T>(cpu, i)
 }
 
-/// `D` is the destination, `T` the source.
-fn movzx<D: Int, S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let v = S::get::<T>(cpu, i)?;
-    cpu.set_reg(i.reg, D::from_u64(v.to_u64()));
-    Ok(())
-}
-
-fn movsx<D: Int, S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let v = S::get::<T>(cpu, i)?;
-    cpu.set_reg(i.reg, D::from_u64(v.sext()));
-    Ok(())
-}
-
-/// The source is read, and a 32-bit destination widened, whatever the condition.
-fn cmov<C: Condition, S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let v = S::get::<T>(cpu, i)?;
-    let v = if cpu.flags.cond(C::CODE) { v } else { cpu.reg(i.reg) };
-    cpu.set_reg(i.reg, v);
-    Ok(())
-}
-
-fn setcc<C: Condition, S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let v = T::from_u64(u64::from(cpu.flags.cond(C::CODE)));
-    S::put(cpu, i, v)
-}
-
 fn lea<A: Addr, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
     let v = A::offset(cpu, i) & address_mask(i);
     cpu.set_reg(i.reg, T::from_u64(v));
-    Ok(())
-}
-
-fn xchg_mem<A: Addr, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let new = cpu.reg::<T>(i.reg);
-    let (lin, old) = cpu.read_modify::<A, T>(i)?;
-    cpu.store(lin, new)?;
-    cpu.set_reg(i.reg, old);
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //!
 //! A product's SF and PF are those of its lower half, ZF and AF are 0; a division leaves all flags as they were.
 
+use super::hit::quick;
 use super::{Operand, byte_regs, operand, wide, width, width_code};
 use crate::insn::{Dec, Handler, Insn, RAX, RDX, Res, Stop};
 use crate::state::{Cpu, Int};
@@ -89,20 +90,22 @@ fn imul<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
     Ok(())
 }
 
-fn imul_reg<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let b = S::get::<T>(cpu, i)?;
-    let (_, low, overflow) = wide_imul(cpu.reg::<T>(i.reg), b);
-    cpu.set_reg(i.reg, low);
-    cpu.product_flags(low, overflow);
-    Ok(())
-}
+quick! {
+    fn imul_reg<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+        let b = S::get::<T>(cpu, i)?;
+        let (_, low, overflow) = wide_imul(cpu.reg::<T>(i.reg), b);
+        cpu.set_reg(i.reg, low);
+        cpu.product_flags(low, overflow);
+        Ok(())
+    }
 
-fn imul_imm<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let b = S::get::<T>(cpu, i)?;
-    let (_, low, overflow) = wide_imul(b, T::from_u64(i.imm));
-    cpu.set_reg(i.reg, low);
-    cpu.product_flags(low, overflow);
-    Ok(())
+    fn imul_imm<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+        let b = S::get::<T>(cpu, i)?;
+        let (_, low, overflow) = wide_imul(b, T::from_u64(i.imm));
+        cpu.set_reg(i.reg, low);
+        cpu.product_flags(low, overflow);
+        Ok(())
+    }
 }
 
 /// Quotient and remainder, or nothing if the quotient does not fit.

@@ -1,8 +1,10 @@
 //! Shifts and rotates.
 //!
-//! Counts are masked to 5 bits, or 6 for 64-bit operands, before anything else; a count of 0 leaves the flags alone, but
-//! still writes the destination. OF is defined for a count of 1 only: beyond that it is here what the same formula gives.
+//! Counts are masked to 5 bits, or 6 for 64-bit operands, before anything else; a count of 0 leaves the flags alone,
+//! but still writes the destination. OF is defined for a count of 1 only: beyond that it is here what the same formula
+//! gives.
 
+use super::hit::quick;
 use super::{Operand, byte_regs, operand, wide, width, width_code};
 use crate::flags::Flags;
 use crate::insn::{Dec, Handler, Insn, RCX, Res};
@@ -175,9 +177,11 @@ fn form<N: Count>(i: &mut Insn, d: &Dec, w: u8) -> Handler {
     }
 }
 
-fn shift<O: Shift, N: Count, S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let count = masked::<T>(N::count(cpu, i));
-    S::update(cpu, i, |f, a| if count == 0 { a } else { O::run::<T>(f, a, count) })
+quick! {
+    fn shift<O: Shift, N: Count, S: Operand, T: Int>[O, N, S::Quick, T](cpu, i) {
+        let count = masked::<T>(N::count(cpu, i));
+        S::update(cpu, i, |f, a| if count == 0 { a } else { O::run::<T>(f, a, count) })
+    }
 }
 
 /// 16-bit operands shifted by more than 16 rotate on through the source into the destination again.

@@ -2,27 +2,26 @@
 //!
 //! RSP changes only when all accesses have succeeded.
 
+use super::hit::quick;
 use super::{Operand, Reg, operand};
 use crate::insn::{Dec, Handler, Insn, Mode, RAX, RBP, RSP, Res, SS};
 use crate::state::{Cpu, Int};
 
 /// A sort of stack.
 pub(super) trait Stack: 'static {
+    /// The same, but it gives up on anything but a TLB hit.
+    type Quick: Stack;
+
     /// The bits of RSP that count.
     fn mask(cpu: &Cpu) -> u64;
-    /// The linear address of `len` bytes of the stack.
-    fn linear(cpu: &mut Cpu, offset: u64, len: u8, write: bool) -> Res<u64>;
     /// Writes the bits of RSP that count.
     fn set(cpu: &mut Cpu, sp: u64);
+    /// The linear address of `len` bytes at an offset in the segment.
+    fn linear(cpu: &mut Cpu, offset: u64, len: u8, write: bool) -> Res<u64>;
+    /// The same, if it is plain; see [`super::Addr::quick`].
+    fn quick(cpu: &Cpu, offset: u64, len: u8, write: bool) -> Res<u64>;
 
-    /// Reads what is `skip` bytes above the top.
-    #[inline(always)]
-    fn peek<T: Int>(cpu: &mut Cpu, skip: u64) -> Res<T> {
-        let sp = cpu.gpr[usize::from(RSP)].wrapping_add(skip) & Self::mask(cpu);
-        Self::read(cpu, sp)
-    }
-
-    /// Reads at an offset in the stack segment.
+    /// Reads at an offset in the segment.
     #[inline(always)]
     fn read<T: Int>(cpu: &mut Cpu, offset: u64) -> Res<T> {
         let lin = Self::linear(cpu, offset, T::BYTES, false)?;
@@ -30,6 +29,23 @@ pub(super) trait Stack: 'static {
             Ok(v) => Ok(v),
             Err(_) => Err(cpu.stack_fault()),
         }
+    }
+
+    /// Writes at an offset in the segment.
+    #[inline(always)]
+    fn write<T: Int>(cpu: &mut Cpu, offset: u64, v: T) -> Res {
+        let lin = Self::linear(cpu, offset, T::BYTES, true)?;
+        match cpu.store(lin, v) {
+            Ok(()) => Ok(()),
+            Err(_) => Err(cpu.stack_fault()),
+        }
+    }
+
+    /// Reads what is `skip` bytes above the top.
+    #[inline(always)]
+    fn peek<T: Int>(cpu: &mut Cpu, skip: u64) -> Res<T> {
+        let sp = cpu.gpr[usize::from(RSP)].wrapping_add(skip) & Self::mask(cpu);
+        Self::read(cpu, sp)
     }
 
     /// Moves the top up by `bytes`.
@@ -49,14 +65,9 @@ pub(super) trait Stack: 'static {
     #[inline(always)]
     fn push<T: Int>(cpu: &mut Cpu, v: T) -> Res {
         let sp = cpu.gpr[usize::from(RSP)].wrapping_sub(u64::from(T::BYTES)) & Self::mask(cpu);
-        let lin = Self::linear(cpu, sp, T::BYTES, true)?;
-        match cpu.store(lin, v) {
-            Ok(()) => {
-                Self::set(cpu, sp);
-                Ok(())
-            }
-            Err(_) => Err(cpu.stack_fault()),
-        }
+        Self::write(cpu, sp, v)?;
+        Self::set(cpu, sp);
+        Ok(())
     }
 }
 
@@ -69,49 +80,43 @@ pub(super) struct Stack32;
 /// SP or ESP in any segment.
 pub(super) struct StackSeg;
 
-impl Stack for Stack64 {
-    #[inline(always)]
-    fn mask(_: &Cpu) -> u64 {
-        u64::MAX
-    }
+macro_rules! flat {
+    ($name:ident, $mask:expr) => {
+        impl Stack for $name {
+            type Quick = QuickStack<$name>;
 
-    #[inline(always)]
-    fn linear(_: &mut Cpu, offset: u64, _: u8, _: bool) -> Res<u64> {
-        Ok(offset)
-    }
+            #[inline(always)]
+            fn mask(_: &Cpu) -> u64 {
+                $mask
+            }
 
-    #[inline(always)]
-    fn set(cpu: &mut Cpu, sp: u64) {
-        cpu.gpr[usize::from(RSP)] = sp;
-    }
+            #[inline(always)]
+            fn set(cpu: &mut Cpu, sp: u64) {
+                cpu.gpr[usize::from(RSP)] = sp;
+            }
+
+            #[inline(always)]
+            fn linear(_: &mut Cpu, offset: u64, _: u8, _: bool) -> Res<u64> {
+                Ok(offset)
+            }
+
+            #[inline(always)]
+            fn quick(_: &Cpu, offset: u64, _: u8, _: bool) -> Res<u64> {
+                Ok(offset)
+            }
+        }
+    };
 }
 
-impl Stack for Stack32 {
-    #[inline(always)]
-    fn mask(_: &Cpu) -> u64 {
-        0xffff_ffff
-    }
-
-    #[inline(always)]
-    fn linear(_: &mut Cpu, offset: u64, _: u8, _: bool) -> Res<u64> {
-        Ok(offset)
-    }
-
-    #[inline(always)]
-    fn set(cpu: &mut Cpu, sp: u64) {
-        cpu.gpr[usize::from(RSP)] = sp;
-    }
-}
+flat!(Stack64, u64::MAX);
+flat!(Stack32, 0xffff_ffff);
 
 impl Stack for StackSeg {
+    type Quick = QuickStack<StackSeg>;
+
     #[inline(always)]
     fn mask(cpu: &Cpu) -> u64 {
         if cpu.mode.has(Mode::STACK32) { 0xffff_ffff } else { 0xffff }
-    }
-
-    #[inline(always)]
-    fn linear(cpu: &mut Cpu, offset: u64, len: u8, write: bool) -> Res<u64> {
-        cpu.lin_seg(SS, offset, u32::from(len), write)
     }
 
     #[inline(always)]
@@ -120,6 +125,56 @@ impl Stack for StackSeg {
         let rsp = &mut cpu.gpr[usize::from(RSP)];
         *rsp = *rsp & !mask & 0xffff_ffff | sp;
     }
+
+    #[inline(always)]
+    fn linear(cpu: &mut Cpu, offset: u64, len: u8, write: bool) -> Res<u64> {
+        cpu.lin_seg(SS, offset, u32::from(len), write)
+    }
+
+    #[inline(always)]
+    fn quick(cpu: &Cpu, offset: u64, len: u8, write: bool) -> Res<u64> {
+        cpu.quick_seg(SS, offset, u32::from(len), write)
+    }
+}
+
+/// A stack that the TLB knows.
+pub(super) struct QuickStack<K>(std::marker::PhantomData<K>);
+
+impl<K: Stack> Stack for QuickStack<K> {
+    type Quick = QuickStack<K>;
+
+    #[inline(always)]
+    fn mask(cpu: &Cpu) -> u64 {
+        K::mask(cpu)
+    }
+
+    #[inline(always)]
+    fn set(cpu: &mut Cpu, sp: u64) {
+        K::set(cpu, sp);
+    }
+
+    #[inline(always)]
+    fn linear(cpu: &mut Cpu, offset: u64, len: u8, write: bool) -> Res<u64> {
+        K::quick(cpu, offset, len, write)
+    }
+
+    #[inline(always)]
+    fn quick(cpu: &Cpu, offset: u64, len: u8, write: bool) -> Res<u64> {
+        K::quick(cpu, offset, len, write)
+    }
+
+    #[inline(always)]
+    fn read<T: Int>(cpu: &mut Cpu, offset: u64) -> Res<T> {
+        let lin = K::quick(cpu, offset, T::BYTES, false)?;
+        Ok(cpu.read_hit::<T>(lin)?.get())
+    }
+
+    #[inline(always)]
+    fn write<T: Int>(cpu: &mut Cpu, offset: u64, v: T) -> Res {
+        let lin = K::quick(cpu, offset, T::BYTES, true)?;
+        cpu.write_hit::<T>(lin)?.set(v);
+        Ok(())
+    }
 }
 
 /// Whether the instruction's mode has a stack of the flat sorts.
@@ -127,7 +182,8 @@ pub(super) fn flat_stack(d: &Dec) -> bool {
     d.mode.has(Mode::LONG) || d.mode.has(Mode::FLAT) && d.mode.has(Mode::STACK32)
 }
 
-/// `f::<P.., K, T>` with the sort of stack and the width of what is pushed: in 64-bit code 64 bits, or 16 with a prefix.
+/// `f::<P.., K, T>` with the sort of stack and the width of what is pushed: in 64-bit code 64 bits, or 16 with a
+/// prefix.
 macro_rules! stack {
     ($d:expr, $f:ident $(, $p:ty)*) => {
         match ($d.osize, flat_stack($d), $d.mode.has(Mode::LONG)) {
@@ -162,24 +218,34 @@ pub(super) fn select(i: &mut Insn, d: &Dec) -> Option<Handler> {
     })
 }
 
-fn push<S: Operand, K: Stack, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let v = S::get::<T>(cpu, i)?;
-    K::push(cpu, v)
-}
-
-fn push_imm<K: Stack, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    K::push(cpu, T::from_u64(i.imm))
-}
-
-/// A destination that is addressed by RSP is addressed by what RSP is after the POP.
-fn pop<S: Operand, K: Stack, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let before = cpu.gpr[usize::from(RSP)];
-    let v = K::pop::<T>(cpu)?;
-    let done = S::put(cpu, i, v);
-    if done.is_err() {
-        cpu.gpr[usize::from(RSP)] = before;
+quick! {
+    fn push<S: Operand, K: Stack, T: Int>[S::Quick, K::Quick, T](cpu, i) {
+        let v = S::get::<T>(cpu, i)?;
+        K::push(cpu, v)
     }
-    done
+
+    fn push_imm<K: Stack, T: Int>[K::Quick, T](cpu, i) {
+        K::push(cpu, T::from_u64(i.imm))
+    }
+
+    /// A destination that is addressed by RSP is addressed by what RSP is after the POP.
+    fn pop<S: Operand, K: Stack, T: Int>[S::Quick, K::Quick, T](cpu, i) {
+        let before = cpu.gpr[usize::from(RSP)];
+        let v = K::pop::<T>(cpu)?;
+        let done = S::put(cpu, i, v);
+        if done.is_err() {
+            cpu.gpr[usize::from(RSP)] = before;
+        }
+        done
+    }
+
+    fn leave<K: Stack, T: Int>[K::Quick, T](cpu, _i) {
+        let top = cpu.gpr[usize::from(RBP)] & K::mask(cpu);
+        let v = K::read::<T>(cpu, top)?;
+        K::set(cpu, top.wrapping_add(u64::from(T::BYTES)) & K::mask(cpu));
+        cpu.set_reg(RBP, v);
+        Ok(())
+    }
 }
 
 fn pusha<K: Stack, T: Int>(cpu: &mut Cpu, _: &Insn) -> Res {
@@ -239,13 +305,5 @@ fn enter_frame<K: Stack, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
     }
     K::set(cpu, top);
     cpu.set_reg(RBP, T::from_u64(frame));
-    Ok(())
-}
-
-fn leave<K: Stack, T: Int>(cpu: &mut Cpu, _: &Insn) -> Res {
-    let top = cpu.gpr[usize::from(RBP)] & K::mask(cpu);
-    let v = K::read::<T>(cpu, top)?;
-    K::set(cpu, top.wrapping_add(u64::from(T::BYTES)) & K::mask(cpu));
-    cpu.set_reg(RBP, v);
     Ok(())
 }

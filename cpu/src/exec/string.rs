@@ -1,9 +1,9 @@
 //! MOVS, STOS, LODS, CMPS and SCAS, with and without REP.
 //!
-//! A repeated instruction runs a bounded piece at a time: when count remains it ends with RIP on itself, so that the run
-//! loop sees interrupts between pieces, and with TF set a piece is one repetition. A fault in the middle finds RCX, RSI and
-//! RDI where the architecture wants them. MOVS and STOS upwards inside plain pages go by host pointers; everything else,
-//! devices and pages that hold code among it, goes by ordinary loads and stores.
+//! A repeated instruction runs a bounded piece at a time: when count remains it ends with RIP on itself, so that the
+//! run loop sees interrupts between pieces, and with TF set a piece is one repetition. A fault in the middle finds RCX,
+//! RSI and RDI where the architecture wants them. MOVS and STOS upwards inside plain pages go by host pointers;
+//! everything else, devices and pages that hold code among it, goes by ordinary loads and stores.
 
 use super::addr::address_mask;
 use super::{Flat, Gen, Kind, kind, width, width_code};
@@ -123,8 +123,8 @@ fn repeat<O: StringOp, A: Implied, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
     Ok(())
 }
 
-/// Repetitions in a piece: up to where a pointer crosses a multiple of 4096. It must not depend on what is cached, or the
-/// instruction count would.
+/// Repetitions in a piece: up to where a pointer crosses a multiple of 4096. It must not depend on what is cached, or
+/// the instruction count would.
 fn piece<O: StringOp, T: Int>(cpu: &Cpu, mask: u64) -> u64 {
     let (down, size) = (cpu.rflags & DF != 0, u64::from(T::BYTES));
     let room = |r| {
@@ -291,11 +291,13 @@ impl StringOp for Scas {
 #[repr(C, packed)]
 struct Unaligned<T>(T);
 
-/// Copies upwards, element by element as the guest would see it when the two overlap. `bytes` is a multiple of T's size.
+/// Copies upwards, element by element as the guest would see it when the two overlap. `bytes` is a multiple of T's
+/// size.
 #[expect(unsafe_code, reason = "guest memory is reached by raw pointers, never borrowed")]
 fn copy<T: Int>(from: *const u8, to: *mut u8, bytes: usize) {
     let distance = (to as usize).wrapping_sub(from as usize);
-    // Where the target starts inside the first eight bytes of the source, each element copied is one that is read later.
+    // Where the target starts inside the first eight bytes of the source, each element copied is one that is read
+    // later.
     let words = if distance < 8 && distance > 0 { 0 } else { bytes / 8 };
     // SAFETY: the caller has both ranges from `page_run`; volatile, because devices may write the same memory.
     unsafe {

@@ -295,7 +295,7 @@ impl Generate for X87 {
         let code: Vec<u8> = case.code.iter().copied().skip_while(|b| *b == 0x66 || b & 0xf0 == 0x40).collect();
         let (op, modrm) = (code[0], code.get(1).copied().unwrap_or(0));
         let (theirs, ours) = (&host.state.fx.0, &mut guest.state.fx.0);
-        let mut same_c1 = |ours: &mut [u8; 512]| ours[FSW + 1] = ours[FSW + 1] & !2 | theirs[FSW + 1] & 2;
+        let same_c1 = |ours: &mut [u8; 512]| ours[FSW + 1] = ours[FSW + 1] & !2 | theirs[FSW + 1] & 2;
         match (op, modrm) {
             (0xdb | 0xdf, 0xe8..=0xf7) => same_c1(ours),
             (0xd9, 0xf0..=0xf3 | 0xf9 | 0xfb | 0xfe | 0xff) => {
@@ -308,10 +308,8 @@ impl Generate for X87 {
             }
             // FNSTENV and FNSAVE.
             (0xd9 | 0xdd, 0..0xc0) if modrm >> 3 & 7 == 6 => {
-                let pointers = match case.bits == Bits::B16 || case.code.contains(&0x66) {
-                    true => 6..14,
-                    false => 12..28,
-                };
+                let wide = (case.bits == Bits::B16) == (case.code[0] == 0x66);
+                let pointers = if wide { 12..28 } else { 6..14 };
                 let at = case.patches[0].0 + pointers.start;
                 let all = at..(at + pointers.len()).min(DATA_LEN);
                 let lost = |b: &[u8]| b.iter().all(|b| matches!(b, 0 | 0xff));

@@ -106,7 +106,7 @@ pub(super) fn store<N: Number, A: Addr, const POP: bool>(cpu: &mut Cpu, i: &Insn
 /// A store that an exception forbids faults all the same if it could not be done.
 fn probe(cpu: &mut Cpu, i: &Insn, len: u32) -> Res {
     let lin = cpu.lin_gen(i, len, true)?;
-    cpu.probe_write(lin, len).or_else(|_| Err(cpu.operand_fault(i)))
+    cpu.probe_write(lin, len).map_err(|_| cpu.operand_fault(i))
 }
 
 /// What follows the write of a store.

@@ -59,6 +59,7 @@ impl Fpu {
     }
 
     /// Takes over an image in the 64-bit form. What a processor would refuse is dropped.
+    #[expect(clippy::wrong_self_convention, reason = "an image has no place for all that a processor keeps")]
     pub(crate) fn from_fxsave(&mut self, image: &[u8; 512]) {
         self.set_x87(image, true);
         self.mxcsr = u32::from_le_bytes(get(image, MXCSR)) & MXCSR_MASK;
@@ -163,7 +164,7 @@ fn fxrstor(cpu: &mut Cpu, i: &Insn) -> Res {
     let lin = aligned(cpu, i, 512, 16, false)?;
     let mut image = [0; 512];
     let sse = cpu.cr4 & CR4_OSFXSR != 0;
-    cpu.load_bytes(lin, &mut image).or_else(|_| Err(cpu.operand_fault(i)))?;
+    cpu.load_bytes(lin, &mut image).map_err(|_| cpu.operand_fault(i))?;
     let mxcsr = u32::from_le_bytes(get(&image, MXCSR));
     if sse && mxcsr & !MXCSR_MASK != 0 {
         return Err(cpu.gp(0));
@@ -235,7 +236,7 @@ fn xrstor(cpu: &mut Cpu, i: &Insn) -> Res {
     let want = components(cpu)?;
     let lin = aligned(cpu, i, AREA, 64, false)?;
     let mut area = [0; AREA];
-    cpu.load_bytes(lin, &mut area).or_else(|_| Err(cpu.operand_fault(i)))?;
+    cpu.load_bytes(lin, &mut area).map_err(|_| cpu.operand_fault(i))?;
     let present = u64::from_le_bytes(get(&area, HEADER));
     let rest: [u8; 16] = get(&area, HEADER + 8);
     let image: [u8; 512] = get(&area, 0);

@@ -23,7 +23,7 @@ macro_rules! of_singles {
     ($($(#[$doc:meta])* $name:ident: |$s:ident, $a:ident| $e:expr;)*) => {$(
         $(#[$doc])*
         pub(super) fn $name<P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-            cpu.sse()?;
+            enter!(cpu);
             let b = P::xmm(cpu, i)?;
             let mut $s = Sse::new(cpu.fpu.mxcsr);
             let r = singles(b, b, |$a, _| $e);
@@ -48,7 +48,7 @@ macro_rules! of_doubles {
     ($($(#[$doc:meta])* $name:ident: |$s:ident, $a:ident| $e:expr;)*) => {$(
         $(#[$doc])*
         pub(super) fn $name<P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-            cpu.sse()?;
+            enter!(cpu);
             let b = P::xmm(cpu, i)?;
             let mut $s = Sse::new(cpu.fpu.mxcsr);
             let [low, high] = b.map(|$a| $e);
@@ -70,7 +70,7 @@ of_doubles! {
 
 /// CVTPS2PD: two singles of 8 bytes.
 pub(super) fn cvtps2pd<P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let b = P::low::<u64>(cpu, i)?;
     let mut s = Sse::new(cpu.fpu.mxcsr);
     let r = [lo(b), hi(b)].map(|a| s.f32_to_f64(a));
@@ -81,7 +81,7 @@ pub(super) fn cvtps2pd<P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// CVTDQ2PD: two integers of 8 bytes, always exact.
 pub(super) fn cvtdq2pd<P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let b = P::low::<u64>(cpu, i)?;
     cpu.set_xmm_reg(i, [lo(b), hi(b)].map(|a| Sse::i32_to_f64(a as i32)));
     Ok(())
@@ -89,7 +89,7 @@ pub(super) fn cvtdq2pd<P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// CVTSS2SD.
 pub(super) fn cvtss2sd<P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let b = P::low::<u32>(cpu, i)?;
     let mut s = Sse::new(cpu.fpu.mxcsr);
     let r = s.f32_to_f64(b);
@@ -100,7 +100,7 @@ pub(super) fn cvtss2sd<P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// CVTSD2SS.
 pub(super) fn cvtsd2ss<P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let b = P::low::<u64>(cpu, i)?;
     let mut s = Sse::new(cpu.fpu.mxcsr);
     let r = s.f64_to_f32(b);
@@ -116,7 +116,7 @@ fn set_low_single(cpu: &mut Cpu, i: &Insn, r: u32) {
 
 /// CVTSI2SS from a general register or memory, of 64 bits or 32.
 pub(super) fn cvtsi2ss<P: Operand, const W: bool>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let mut s = Sse::new(cpu.fpu.mxcsr);
     let r = if W {
         let a = P::get::<u64>(cpu, i)?;
@@ -132,7 +132,7 @@ pub(super) fn cvtsi2ss<P: Operand, const W: bool>(cpu: &mut Cpu, i: &Insn) -> Re
 
 /// CVTSI2SD.
 pub(super) fn cvtsi2sd<P: Operand, const W: bool>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let mut s = Sse::new(cpu.fpu.mxcsr);
     let r = if W {
         let a = P::get::<u64>(cpu, i)?;
@@ -148,7 +148,7 @@ pub(super) fn cvtsi2sd<P: Operand, const W: bool>(cpu: &mut Cpu, i: &Insn) -> Re
 
 /// CVTSS2SI and CVTTSS2SI, to 64 bits or 32.
 pub(super) fn cvtss2si<P: Place, const TRUNCATE: bool, const W: bool>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let a = P::low::<u32>(cpu, i)?;
     let mut s = Sse::new(cpu.fpu.mxcsr);
     let r = match (W, TRUNCATE) {
@@ -164,7 +164,7 @@ pub(super) fn cvtss2si<P: Place, const TRUNCATE: bool, const W: bool>(cpu: &mut 
 
 /// CVTSD2SI and CVTTSD2SI.
 pub(super) fn cvtsd2si<P: Place, const TRUNCATE: bool, const W: bool>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let a = P::low::<u64>(cpu, i)?;
     let mut s = Sse::new(cpu.fpu.mxcsr);
     let r = match (W, TRUNCATE) {
@@ -187,7 +187,7 @@ pub(super) fn cvtpi2ps(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// CVTPI2PS from memory, which has nothing to do with MMX registers.
 pub(super) fn cvtpi2ps_mem(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let b = cpu.read_mem::<Gen, u64>(i)?;
     set_low_pair(cpu, i, b)
 }

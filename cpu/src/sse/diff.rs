@@ -90,7 +90,7 @@ impl Generate for Sse {
         match case.code[at + 1] {
             0x52 | 0x53 => forgive_approximation(&host.state.fx.0, &mut guest.state.fx.0),
             // AMD's MASKMOVQ leaves the x87 state in spite of a fault.
-            0xf7 if host.vector == 14 => guest.state.fx = host.state.fx,
+            0xf7 if host.vector != 3 => guest.state.fx = host.state.fx,
             _ => {}
         }
     }
@@ -156,7 +156,8 @@ impl Generate for State {
 
     fn forgive(&self, case: &Case, host: &mut Outcome, guest: &mut Outcome) {
         forgive_image(host, guest);
-        let store = case.code.last_chunk::<5>().is_some_and(|c| matches!(c[0] >> 3 & 7, 0 | 4));
+        let modrm = case.code.iter().position(|b| *b == 0xae).map_or(0, |at| case.code[at + 1]);
+        let store = matches!(modrm >> 3 & 7, 0 | 4);
         if store && host.vector == 3 {
             // The mask of MXCSR bits and the pointers, as for registers.
             let at = case.patches[0].0;

@@ -53,56 +53,54 @@ pub(super) fn singles(a: Xmm, b: Xmm, mut f: impl FnMut(u32, u32) -> u32) -> Xmm
     [pair(a[0], b[0]), pair(a[1], b[1])]
 }
 
-/// The form with PS in its name.
-pub(super) fn ps<O: Arith, P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    let b = P::xmm(cpu, i)?;
-    let mut s = Sse::new(cpu.fpu.mxcsr);
-    let r = singles(cpu.xmm_reg(i), b, |a, b| O::single(&mut s, a, b, i.imm as u8));
-    cpu.settle(s)?;
-    cpu.set_xmm_reg(i, r);
-    Ok(())
-}
+handlers! {
+    /// The form with PS in its name.
+    fn ps<O: Arith, @ P: Place>(cpu, i) {
+        let b = P::xmm(cpu, i)?;
+        let mut s = Sse::new(cpu.fpu.mxcsr);
+        let r = singles(cpu.xmm_reg(i), b, |a, b| O::single(&mut s, a, b, i.imm as u8));
+        cpu.settle(s)?;
+        cpu.set_xmm_reg(i, r);
+        Ok(())
+    }
 
-/// The form with PD in its name.
-pub(super) fn pd<O: Arith, P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    let b = P::xmm(cpu, i)?;
-    let a = cpu.xmm_reg(i);
-    let mut s = Sse::new(cpu.fpu.mxcsr);
-    let r = [O::double(&mut s, a[0], b[0], i.imm as u8), O::double(&mut s, a[1], b[1], i.imm as u8)];
-    cpu.settle(s)?;
-    cpu.set_xmm_reg(i, r);
-    Ok(())
-}
+    /// The form with PD in its name.
+    fn pd<O: Arith, @ P: Place>(cpu, i) {
+        let b = P::xmm(cpu, i)?;
+        let a = cpu.xmm_reg(i);
+        let mut s = Sse::new(cpu.fpu.mxcsr);
+        let r = [O::double(&mut s, a[0], b[0], i.imm as u8), O::double(&mut s, a[1], b[1], i.imm as u8)];
+        cpu.settle(s)?;
+        cpu.set_xmm_reg(i, r);
+        Ok(())
+    }
 
-/// The form with SS in its name.
-pub(super) fn ss<O: Arith, P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    let b = P::low::<u32>(cpu, i)?;
-    let a = cpu.xmm_reg(i)[0];
-    let mut s = Sse::new(cpu.fpu.mxcsr);
-    let r = O::single(&mut s, a as u32, b, i.imm as u8);
-    cpu.settle(s)?;
-    cpu.fpu.xmm[usize::from(i.reg & 15)][0] = a & !0xffff_ffff | u64::from(r);
-    Ok(())
-}
+    /// The form with SS in its name.
+    fn ss<O: Arith, @ P: Place>(cpu, i) {
+        let b = P::low::<u32>(cpu, i)?;
+        let a = cpu.xmm_reg(i)[0];
+        let mut s = Sse::new(cpu.fpu.mxcsr);
+        let r = O::single(&mut s, a as u32, b, i.imm as u8);
+        cpu.settle(s)?;
+        cpu.fpu.xmm[usize::from(i.reg & 15)][0] = a & !0xffff_ffff | u64::from(r);
+        Ok(())
+    }
 
-/// The form with SD in its name.
-pub(super) fn sd<O: Arith, P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    let b = P::low::<u64>(cpu, i)?;
-    let a = cpu.xmm_reg(i)[0];
-    let mut s = Sse::new(cpu.fpu.mxcsr);
-    let r = O::double(&mut s, a, b, i.imm as u8);
-    cpu.settle(s)?;
-    cpu.fpu.xmm[usize::from(i.reg & 15)][0] = r;
-    Ok(())
+    /// The form with SD in its name.
+    fn sd<O: Arith, @ P: Place>(cpu, i) {
+        let b = P::low::<u64>(cpu, i)?;
+        let a = cpu.xmm_reg(i)[0];
+        let mut s = Sse::new(cpu.fpu.mxcsr);
+        let r = O::double(&mut s, a, b, i.imm as u8);
+        cpu.settle(s)?;
+        cpu.fpu.xmm[usize::from(i.reg & 15)][0] = r;
+        Ok(())
+    }
 }
 
 /// RCPPS and RSQRTPS: no exceptions.
 pub(super) fn approximate_ps<P: Place, const ROOT: bool>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let b = P::xmm(cpu, i)?;
     let r = singles(b, b, |a, _| approximate::<ROOT>(a));
     cpu.set_xmm_reg(i, r);
@@ -111,7 +109,7 @@ pub(super) fn approximate_ps<P: Place, const ROOT: bool>(cpu: &mut Cpu, i: &Insn
 
 /// RCPSS and RSQRTSS.
 pub(super) fn approximate_ss<P: Place, const ROOT: bool>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let b = P::low::<u32>(cpu, i)?;
     let r = &mut cpu.fpu.xmm[usize::from(i.reg & 15)][0];
     *r = *r & !0xffff_ffff | u64::from(approximate::<ROOT>(b));
@@ -122,24 +120,24 @@ fn approximate<const ROOT: bool>(a: u32) -> u32 {
     if ROOT { Sse::reciprocal_sqrt32(a) } else { Sse::reciprocal32(a) }
 }
 
-/// COMISS and UCOMISS.
-pub(super) fn comiss<P: Place, const QUIET: bool>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    let b = P::low::<u32>(cpu, i)?;
-    let a = cpu.xmm_reg(i)[0] as u32;
-    let mut s = Sse::new(cpu.fpu.mxcsr);
-    let order = if QUIET { s.ucomis32(a, b) } else { s.comis32(a, b) };
-    finish_comis(cpu, s, order)
-}
+handlers! {
+    /// COMISS and UCOMISS.
+    fn comiss<@ P: Place; const QUIET: bool>(cpu, i) {
+        let b = P::low::<u32>(cpu, i)?;
+        let a = cpu.xmm_reg(i)[0] as u32;
+        let mut s = Sse::new(cpu.fpu.mxcsr);
+        let order = if QUIET { s.ucomis32(a, b) } else { s.comis32(a, b) };
+        finish_comis(cpu, s, order)
+    }
 
-/// COMISD and UCOMISD.
-pub(super) fn comisd<P: Place, const QUIET: bool>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    let b = P::low::<u64>(cpu, i)?;
-    let a = cpu.xmm_reg(i)[0];
-    let mut s = Sse::new(cpu.fpu.mxcsr);
-    let order = if QUIET { s.ucomis64(a, b) } else { s.comis64(a, b) };
-    finish_comis(cpu, s, order)
+    /// COMISD and UCOMISD.
+    fn comisd<@ P: Place; const QUIET: bool>(cpu, i) {
+        let b = P::low::<u64>(cpu, i)?;
+        let a = cpu.xmm_reg(i)[0];
+        let mut s = Sse::new(cpu.fpu.mxcsr);
+        let order = if QUIET { s.ucomis64(a, b) } else { s.comis64(a, b) };
+        finish_comis(cpu, s, order)
+    }
 }
 
 #[inline(always)]
@@ -232,7 +230,7 @@ combine! {
 
 /// `xmm = op(xmm, xmm/m128, imm8)` for [`Combine`].
 pub(super) fn combine<O: Combine, P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let b = P::xmm(cpu, i)?;
     let mut s = Sse::new(cpu.fpu.mxcsr);
     let r = O::combine(&mut s, cpu.xmm_reg(i), b, i.imm as u8);

@@ -76,13 +76,14 @@ immediate! {
     };
 }
 
-/// `xmm = op(xmm, xmm/m128, imm8)`.
-pub(super) fn xmm_imm<O: OpImm, P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    let b = P::xmm(cpu, i)?;
-    let r = &mut cpu.fpu.xmm[usize::from(i.reg & 15)];
-    *r = O::xmm(*r, b, i.imm as u8);
-    Ok(())
+handlers! {
+    /// `xmm = op(xmm, xmm/m128, imm8)`.
+    fn xmm_imm<O: OpImm, @ P: Place>(cpu, i) {
+        let b = P::xmm(cpu, i)?;
+        let r = &mut cpu.fpu.xmm[usize::from(i.reg & 15)];
+        *r = O::xmm(*r, b, i.imm as u8);
+        Ok(())
+    }
 }
 
 /// PSHUFW.
@@ -116,7 +117,7 @@ fn insert_lane(cpu: &mut Cpu, i: &Insn, value: u32) {
 
 /// INSERTPS xmm, xmm.
 pub(super) fn insertps(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let value = pick32(cpu.fpu.xmm[usize::from(i.rm & 15)], (i.imm >> 6) as u8);
     insert_lane(cpu, i, value);
     Ok(())
@@ -124,7 +125,7 @@ pub(super) fn insertps(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// INSERTPS xmm, m32: the source lane's number does not count.
 pub(super) fn insertps_mem<A: Addr>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let value = cpu.read_mem::<A, u32>(i)?;
     insert_lane(cpu, i, value);
     Ok(())
@@ -132,7 +133,7 @@ pub(super) fn insertps_mem<A: Addr>(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// PBLENDVB, BLENDVPS and BLENDVPD: XMM0's sign bits choose, lane by lane of `size` bytes.
 pub(super) fn blendv<P: Place, const SIZE: usize>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let b = bytes(P::xmm(cpu, i)?);
     let (a, mask) = (bytes(cpu.xmm_reg(i)), bytes(cpu.fpu.xmm[0]));
     let r = std::array::from_fn(|n| if mask[n | (SIZE - 1)] & 0x80 != 0 { b[n] } else { a[n] });

@@ -324,13 +324,14 @@ pub(super) fn mm_op_m32<O: Op64, P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
     Ok(())
 }
 
-/// `xmm = op(xmm, xmm/m128)`.
-pub(super) fn xmm_op<O: Op128, P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    let b = P::xmm(cpu, i)?;
-    let r = &mut cpu.fpu.xmm[usize::from(i.reg & 15)];
-    *r = O::xmm(*r, b);
-    Ok(())
+handlers! {
+    /// `xmm = op(xmm, xmm/m128)`.
+    fn xmm_op<O: Op128, @ P: Place>(cpu, i) {
+        let b = P::xmm(cpu, i)?;
+        let r = &mut cpu.fpu.xmm[usize::from(i.reg & 15)];
+        *r = O::xmm(*r, b);
+        Ok(())
+    }
 }
 
 /// Shifts of an MMX register by an immediate count.
@@ -344,7 +345,7 @@ pub(super) fn mm_shift<O: Op64>(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// Shifts of an XMM register by an immediate count.
 pub(super) fn xmm_shift<O: Op128>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let r = &mut cpu.fpu.xmm[usize::from(i.rm & 15)];
     *r = O::xmm(*r, [i.imm & 0xff, 0]);
     Ok(())
@@ -352,7 +353,7 @@ pub(super) fn xmm_shift<O: Op128>(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// PSLLDQ and PSRLDQ: shifts by bytes.
 pub(super) fn shift_bytes<const LEFT: bool>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let r = &mut cpu.fpu.xmm[usize::from(i.rm & 15)];
     let x = u128::from(r[0]) | u128::from(r[1]) << 64;
     let n = 8 * (i.imm as u8).min(16) as u32;

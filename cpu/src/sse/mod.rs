@@ -13,6 +13,46 @@
 //! Kernels and C libraries use the moves, logic, PCMPEQB and PMOVMSKB all the time; hash functions PADDD, shifts and
 //! shuffles; these have a handler for each way of addressing.
 
+/// What every instruction with XMM registers begins with. It leaves by a jump, so that handlers keep no stack frame for it.
+macro_rules! enter {
+    ($cpu:expr) => {
+        if $cpu.sse_off() {
+            return $cpu.sse_refused();
+        }
+    };
+}
+
+/// Handlers that come in a quick form, which may give up without having done anything and is followed by the sure one. The
+/// body must change nothing before the last thing in it that can fail.
+macro_rules! handlers {
+    ($(
+        $(#[$doc:meta])*
+        fn $name:ident<$($o:ident: $bound:ident,)? @ $p:ident: $place:ident $(, $t:ident: $int:ident)? $(; const $c:ident: bool)?>(
+            $cpu:ident, $i:ident
+        ) $body:block
+    )*) => {$(
+        $(#[$doc])*
+        #[inline(never)]
+        pub(super) fn $name<$($o: $bound,)? $p: $place $(, $t: $int)? $(, const $c: bool)?>(
+            cpu: &mut Cpu,
+            i: &Insn,
+        ) -> Res {
+            #[inline(always)]
+            fn body<$($o: $bound,)? $p: $place $(, $t: $int)? $(, const $c: bool)?>($cpu: &mut Cpu, $i: &Insn) -> Res
+                $body
+
+            if $p::QUICK {
+                if !cpu.sse_off() && body::<$($o,)? $p $(, $t)? $(, $c)?>(cpu, i).is_ok() {
+                    return Ok(());
+                }
+                return $name::<$($o,)? $crate::exec::Gen $(, $t)? $(, $c)?>(cpu, i);
+            }
+            enter!(cpu);
+            body::<$($o,)? $p $(, $t)? $(, $c)?>(cpu, i)
+        }
+    )*};
+}
+
 mod convert;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod diff;
@@ -40,16 +80,24 @@ const CR4_OSFXSR: u64 = 1 << 9;
 const CR4_OSXMMEXCPT: u64 = 1 << 10;
 
 impl Cpu {
-    /// What every instruction with XMM registers looks at first.
+    /// Whether the XMM registers are out of reach.
     #[inline(always)]
-    pub(crate) fn sse(&mut self) -> Res {
-        if self.cr0 & (CR0_EM | CR0_TS) | !self.cr4 & CR4_OSFXSR != 0 { Err(self.sse_refused()) } else { Ok(()) }
+    fn sse_off(&self) -> bool {
+        self.cr0 & (CR0_EM | CR0_TS) | !self.cr4 & CR4_OSFXSR != 0
     }
 
+    /// #UD or #NM.
     #[cold]
     #[inline(never)]
-    fn sse_refused(&mut self) -> Stop {
-        if self.cr0 & CR0_EM != 0 || self.cr4 & CR4_OSFXSR == 0 { self.ud() } else { self.nm() }
+    fn sse_refused(&mut self) -> Res {
+        let fault = if self.cr0 & CR0_EM != 0 || self.cr4 & CR4_OSFXSR == 0 { self.ud() } else { self.nm() };
+        // A compiler that knows the result would not jump here but call, and save registers for that in every handler.
+        std::hint::black_box(Err(fault))
+    }
+
+    /// For instructions of other families.
+    pub(crate) fn sse(&mut self) -> Res {
+        if self.sse_off() { self.sse_refused() } else { Ok(()) }
     }
 
     /// Ends arithmetic: MXCSR takes its exceptions. An error means that the destination must not be written.

@@ -3,66 +3,63 @@
 //! Moves with a non-temporal hint are ordinary ones.
 
 use super::lanes::byte_signs;
-use super::operand::{Place, Xmm};
-use crate::exec::{Addr, Gen};
+use super::operand::{Place, Target, Xmm};
+use crate::exec::Gen;
 use crate::insn::{Insn, Res};
 use crate::state::{Cpu, Int};
 
-/// MOVAPS, MOVAPD, MOVDQA, MOVNTDQA: loads.
-pub(super) fn load_aligned<P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    let v = P::xmm(cpu, i)?;
-    cpu.set_xmm_reg(i, v);
-    Ok(())
-}
+handlers! {
+    /// MOVAPS, MOVAPD, MOVDQA, MOVNTDQA: loads.
+    fn load_aligned<@ P: Place>(cpu, i) {
+        let v = P::xmm(cpu, i)?;
+        cpu.set_xmm_reg(i, v);
+        Ok(())
+    }
 
-/// MOVUPS, MOVUPD, MOVDQU, LDDQU: loads.
-pub(super) fn load_any<P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    let v = P::xmm_any(cpu, i)?;
-    cpu.set_xmm_reg(i, v);
-    Ok(())
-}
+    /// MOVUPS, MOVUPD, MOVDQU, LDDQU: loads.
+    fn load_any<@ P: Place>(cpu, i) {
+        let v = P::xmm_any(cpu, i)?;
+        cpu.set_xmm_reg(i, v);
+        Ok(())
+    }
 
-/// The same moves, to memory.
-pub(super) fn store16<A: Addr, const ALIGNED: bool>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    cpu.store16::<A>(i, cpu.xmm_reg(i), ALIGNED)
+    /// The same moves, to memory.
+    fn store16<@ P: Target; const ALIGNED: bool>(cpu, i) {
+        P::put_xmm(cpu, i, cpu.xmm_reg(i), ALIGNED)
+    }
 }
 
 /// The same moves, to a register: ModRM.rm is the destination.
 pub(super) fn store_reg(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     cpu.fpu.xmm[usize::from(i.rm & 15)] = cpu.xmm_reg(i);
     Ok(())
 }
 
-/// MOVSS, MOVSD, MOVQ, MOVD from memory or the low part of a register; the rest of the register is cleared.
-pub(super) fn load_low<P: Place, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    let v = P::low::<T>(cpu, i)?;
-    cpu.set_xmm_reg(i, [v.to_u64(), 0]);
-    Ok(())
-}
+handlers! {
+    /// MOVSS, MOVSD, MOVQ, MOVD from memory or the low part of a register; the rest of the register is cleared.
+    fn load_low<@ P: Place, T: Int>(cpu, i) {
+        let v = P::low::<T>(cpu, i)?;
+        cpu.set_xmm_reg(i, [v.to_u64(), 0]);
+        Ok(())
+    }
 
-/// MOVSS, MOVSD, MOVQ, MOVD, MOVLPS, MOVLPD to memory.
-pub(super) fn store_low<A: Addr, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    cpu.write_mem::<A, T>(i, T::from_u64(cpu.xmm_reg(i)[0]))
-}
+    /// MOVSS, MOVSD, MOVQ, MOVD, MOVLPS, MOVLPD to memory.
+    fn store_low<@ P: Target, T: Int>(cpu, i) {
+        P::put(cpu, i, T::from_u64(cpu.xmm_reg(i)[0]))
+    }
 
-/// MOVHPS, MOVHPD to memory.
-pub(super) fn store_high<A: Addr>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    cpu.write_mem::<A, u64>(i, cpu.xmm_reg(i)[1])
-}
+    /// MOVHPS, MOVHPD to memory.
+    fn store_high<@ P: Target>(cpu, i) {
+        P::put(cpu, i, cpu.xmm_reg(i)[1])
+    }
 
-/// MOVLPS, MOVLPD from memory.
-pub(super) fn load_half<A: Addr, const HIGH: bool>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
-    let v = cpu.read_mem::<A, u64>(i)?;
-    cpu.fpu.xmm[usize::from(i.reg & 15)][usize::from(HIGH)] = v;
-    Ok(())
+    /// MOVLPS, MOVLPD from memory.
+    fn load_half<@ P: Place; const HIGH: bool>(cpu, i) {
+        let v = P::low::<u64>(cpu, i)?;
+        cpu.fpu.xmm[usize::from(i.reg & 15)][usize::from(HIGH)] = v;
+        Ok(())
+    }
 }
 
 /// Moves between registers, by what becomes of the destination.
@@ -70,7 +67,7 @@ macro_rules! between {
     ($($(#[$doc:meta])* $name:ident: |$a:ident, $b:ident| $e:expr;)*) => {$(
         $(#[$doc])*
         pub(super) fn $name(cpu: &mut Cpu, i: &Insn) -> Res {
-            cpu.sse()?;
+            enter!(cpu);
             let ($a, $b): (Xmm, Xmm) = (cpu.xmm_reg(i), cpu.fpu.xmm[usize::from(i.rm & 15)]);
             cpu.set_xmm_reg(i, $e);
             Ok(())
@@ -91,7 +88,7 @@ between! {
 
 /// MOVSS xmm, xmm in its store form: ModRM.rm is the destination.
 pub(super) fn movss_store(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let low = cpu.xmm_reg(i)[0] & 0xffff_ffff;
     let r = &mut cpu.fpu.xmm[usize::from(i.rm & 15)][0];
     *r = *r & !0xffff_ffff | low;
@@ -100,28 +97,28 @@ pub(super) fn movss_store(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// MOVSD xmm, xmm in its store form.
 pub(super) fn movsd_store(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     cpu.fpu.xmm[usize::from(i.rm & 15)][0] = cpu.xmm_reg(i)[0];
     Ok(())
 }
 
 /// MOVQ xmm, xmm in its store form.
 pub(super) fn movq_store(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     cpu.fpu.xmm[usize::from(i.rm & 15)] = [cpu.xmm_reg(i)[0], 0];
     Ok(())
 }
 
 /// MOVD and MOVQ from a general register.
 pub(super) fn from_gpr<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     cpu.set_xmm_reg(i, [cpu.reg::<T>(i.rm).to_u64(), 0]);
     Ok(())
 }
 
 /// MOVD and MOVQ to a general register.
 pub(super) fn to_gpr<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     cpu.set_reg(i.rm, T::from_u64(cpu.xmm_reg(i)[0]));
     Ok(())
 }
@@ -170,7 +167,7 @@ pub(super) fn mm_move<const STORE: bool>(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// What instructions with registers of both kinds look at first.
 pub(super) fn enter_both(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     cpu.mmx(i)
 }
 
@@ -192,7 +189,7 @@ pub(super) fn movdq2q(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// MOVMSKPS.
 pub(super) fn movmskps(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let [a, b] = cpu.fpu.xmm[usize::from(i.rm & 15)];
     cpu.set_reg(i.reg, (a >> 31 & 1 | a >> 63 << 1 | (b >> 31 & 1) << 2 | b >> 63 << 3) as u32);
     Ok(())
@@ -200,7 +197,7 @@ pub(super) fn movmskps(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// MOVMSKPD.
 pub(super) fn movmskpd(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let [a, b] = cpu.fpu.xmm[usize::from(i.rm & 15)];
     cpu.set_reg(i.reg, (a >> 63 | b >> 63 << 1) as u32);
     Ok(())
@@ -208,7 +205,7 @@ pub(super) fn movmskpd(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// PMOVMSKB from an XMM register.
 pub(super) fn pmovmskb(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let [a, b] = cpu.fpu.xmm[usize::from(i.rm & 15)];
     cpu.set_reg(i.reg, (byte_signs(a) | byte_signs(b) << 8) as u32);
     Ok(())
@@ -236,7 +233,7 @@ fn store_masked(cpu: &mut Cpu, i: &Insn, data: &[u8], mask: u64) -> Res {
 
 /// MASKMOVDQU: the destination is at DS:rDI.
 pub(super) fn maskmovdqu(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let [a, b] = cpu.fpu.xmm[usize::from(i.rm & 15)];
     let data = super::int::bytes(cpu.xmm_reg(i));
     store_masked(cpu, i, &data, byte_signs(a) | byte_signs(b) << 8)
@@ -253,7 +250,7 @@ pub(super) fn maskmovq(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// MOVDDUP: from memory, 8 bytes are enough.
 pub(super) fn movddup<P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let v = P::low::<u64>(cpu, i)?;
     cpu.set_xmm_reg(i, [v, v]);
     Ok(())

@@ -22,7 +22,7 @@ fn with_lane<T: Int>(mut x: Xmm, n: u8, v: T) -> Xmm {
 
 /// PINSRB, PINSRW, PINSRD, PINSRQ from a general register.
 pub(super) fn insert<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let v = T::from_u64(cpu.reg::<u64>(i.rm));
     cpu.set_xmm_reg(i, with_lane(cpu.xmm_reg(i), i.imm as u8, v));
     Ok(())
@@ -30,7 +30,7 @@ pub(super) fn insert<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// The same from memory.
 pub(super) fn insert_mem<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let v = cpu.read_mem::<Gen, T>(i)?;
     cpu.set_xmm_reg(i, with_lane(cpu.xmm_reg(i), i.imm as u8, v));
     Ok(())
@@ -38,20 +38,20 @@ pub(super) fn insert_mem<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// PEXTRB, PEXTRW, PEXTRD, PEXTRQ and EXTRACTPS to the general register in ModRM.rm, zero-extended.
 pub(super) fn extract<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     cpu.set_reg(i.rm, lane::<T>(cpu.xmm_reg(i), i.imm as u8).to_u64());
     Ok(())
 }
 
 /// The same to memory.
 pub(super) fn extract_mem<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     cpu.write_mem::<Gen, T>(i, lane(cpu.xmm_reg(i), i.imm as u8))
 }
 
 /// PEXTRW as SSE2 has it: from the register in ModRM.rm to that in ModRM.reg.
 pub(super) fn pextrw(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let v = lane::<u16>(cpu.fpu.xmm[usize::from(i.rm & 15)], i.imm as u8);
     cpu.set_reg(i.reg, u32::from(v));
     Ok(())
@@ -89,7 +89,7 @@ pub(super) fn mm_pinsrw_mem(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// PMOVSX and PMOVZX: lanes of `T` become lanes of `U`. `S` holds as many `T` as there are `U` in a register.
 pub(super) fn widen<P: Place, S: Int, T: Int, U: Int, const SIGNED: bool>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let src = P::low::<S>(cpu, i)?.to_u64();
     let mut r = [0; 2];
     for n in 0..128 / U::BITS {
@@ -103,7 +103,7 @@ pub(super) fn widen<P: Place, S: Int, T: Int, U: Int, const SIGNED: bool>(cpu: &
 
 /// PTEST.
 pub(super) fn ptest<P: Place>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let b = P::xmm(cpu, i)?;
     let a = cpu.xmm_reg(i);
     let zf = if a[0] & b[0] | a[1] & b[1] == 0 { ZF } else { 0 };

@@ -11,7 +11,7 @@ use super::imm::{
 };
 use super::int::*;
 use super::mov::*;
-use super::operand::Reg;
+use super::operand::{Hit, Reg};
 use super::partial::{
     extract, extract_mem, insert, insert_mem, mm_pextrw, mm_pinsrw, mm_pinsrw_mem, pextrw, ptest, widen,
 };
@@ -24,8 +24,8 @@ macro_rules! at {
     ($i:expr, $d:expr, $f:ident $(, $p:ty)* $(; $($t:tt)+)?) => {
         match kind($i, $d) {
             Kind::Reg => $f::<$($p,)* Reg $(, $($t)+)?> as Handler,
-            Kind::Base => $f::<$($p,)* Base $(, $($t)+)?>,
-            Kind::Flat => $f::<$($p,)* Flat $(, $($t)+)?>,
+            Kind::Base => $f::<$($p,)* Hit<Base> $(, $($t)+)?>,
+            Kind::Flat => $f::<$($p,)* Hit<Flat> $(, $($t)+)?>,
             Kind::Gen => $f::<$($p,)* Gen $(, $($t)+)?>,
         }
     };
@@ -43,8 +43,8 @@ macro_rules! memory {
     ($i:expr, $d:expr, $f:ident $(; $($t:tt)+)?) => {
         match kind($i, $d) {
             Kind::Reg => return None,
-            Kind::Base => $f::<Base $(, $($t)+)?> as Handler,
-            Kind::Flat => $f::<Flat $(, $($t)+)?>,
+            Kind::Base => $f::<Hit<Base> $(, $($t)+)?> as Handler,
+            Kind::Flat => $f::<Hit<Flat> $(, $($t)+)?>,
             Kind::Gen => $f::<Gen $(, $($t)+)?>,
         }
     };

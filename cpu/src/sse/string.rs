@@ -79,7 +79,7 @@ fn explicit(cpu: &Cpu, i: &Insn, r: u8) -> usize {
 
 /// All four instructions. Memory need not be aligned.
 pub(super) fn pcmpstr<P: Place, const EXPLICIT: bool, const INDEX: bool>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.sse()?;
+    enter!(cpu);
     let b = P::xmm_any(cpu, i)?;
     let imm = i.imm as u8;
     let lens = if EXPLICIT { (Some(explicit(cpu, i, RAX)), Some(explicit(cpu, i, RDX))) } else { (None, None) };

@@ -311,8 +311,7 @@ fn stac_needs_level_0_and_the_feature() {
     m.level(3);
     m.code(32, |a| a.stac().unwrap());
     assert_eq!(m.vector(), 6);
-    let mut model = Model::default();
-    model.ebx7 = 0;
+    let model = Model { ebx7: 0, ..Model::default() };
     let mut m = Machine::protected_with(model);
     m.code(32, |a| a.clac().unwrap());
     assert_eq!(m.vector(), 6);

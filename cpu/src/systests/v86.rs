@@ -30,10 +30,7 @@ fn an_interrupt_saves_all_segments_and_iret_restores_them() {
     m.set_gate(0x40, gate(sel::CODE0, HANDLERS as u32 + 0x400, 0xee00));
     assert_eq!(m.vector(), 0x40);
     let flags = (VM | IOPL | IF | 2) as u32;
-    assert_eq!(
-        m.stack32::<9>(),
-        [2, CODE as u32 >> 4, flags, 0x100, SEG_STACK.into(), 0x600, 0x500, 0, 0x700]
-    );
+    assert_eq!(m.stack32::<9>(), [2, CODE as u32 >> 4, flags, 0x100, SEG_STACK.into(), 0x600, 0x500, 0, 0x700]);
     assert_eq!((m.cpu.cpl, m.cpu.rflags & VM), (0, 0));
     for seg in [ES, DS, FS, GS] {
         assert_eq!(m.cpu.seg[seg as usize].access, Segment::UNUSABLE);
@@ -147,7 +144,7 @@ fn int21(iopl: u64, monitor: bool) -> Machine {
 fn the_redirection_map_sends_int_to_the_program_or_to_the_monitor() {
     let m = int21(0, false);
     assert_eq!((m.cpu.seg[CS as usize].selector, m.cpu.rip), (0x1800, 0x10));
-    assert_eq!(m.stack16::<3>(), [2, CODE as u16 >> 4, (IOPL | IF | TF | 2) as u16]);
+    assert_eq!(m.stack16::<3>(), [2, (CODE >> 4) as u16, (IOPL | IF | TF | 2) as u16]);
     assert_eq!(m.cpu.rflags & (VIF | IF | TF | VM), IF | VM);
     let m = int21(3, false);
     assert_eq!(m.cpu.rip, 0x10);
