@@ -22,8 +22,6 @@ pub enum Kind {
 
 /// Where the firmware puts the power management block.
 const PM_BASE: u16 = 0xb000;
-/// First device number that the user's devices may take.
-pub const FIRST_SLOT: u8 = 2;
 /// The last address of the 32-bit PCI window; the I/O APIC follows.
 const WINDOW32_END: u32 = 0xfebf_ffff;
 const IOAPIC_BASE: u32 = 0xfec0_0000;
@@ -49,8 +47,6 @@ pub struct Parts {
 
 /// A board in a machine.
 pub struct Board {
-    /// Which.
-    pub kind: Kind,
     /// The power button is an event to this cell.
     pub pm: Arc<DeviceCell>,
 }
@@ -114,7 +110,7 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     part("i8254", None, Box::new(|s| Ok(I8254::create(s))))?;
     let (start, cmos) = (parts.rtc_start, cmos(parts));
     part("rtc", None, Box::new(move |s| Ok(Mc146818::create(s, start, cmos))))?;
-    Ok(Board { kind: parts.kind, pm })
+    Ok(Board { pm })
 }
 
 type Create = Box<dyn FnOnce(&mut emu::Slot) -> Result<Box<dyn emu::Device>, String>>;

@@ -39,7 +39,7 @@ const FIXED_START: i64 = 1_767_225_600;
 pub fn read(file: &Path, set: &[String]) -> Result<Node, Errors> {
     let mut draft = Draft::read(file);
     for assignment in set {
-        draft.set(assignment, &Origin::named(&format!("-o {assignment}")));
+        draft.set(assignment, &Origin::named(format!("-o {assignment}")));
     }
     check(&draft, false)
 }
@@ -52,7 +52,7 @@ pub fn from_settings<S: AsRef<str>>(set: &[S], has_kernel: bool) -> Result<Node,
     let mut draft = Draft::new(Origin::named("the command line"));
     for assignment in set {
         let assignment = assignment.as_ref();
-        draft.set(assignment, &Origin::named(&format!("-o {assignment}")));
+        draft.set(assignment, &Origin::named(format!("-o {assignment}")));
     }
     check(&draft, has_kernel)
 }

@@ -175,11 +175,19 @@ fn info() -> Result<Ended> {
     Ok(Ended::Reboot)
 }
 
+/// SIGTERM presses the power button, as bhyve(8) has it: the guest decides.
+fn press_on_sigterm(press: impl Fn() + Send + 'static) -> Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM])?;
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || signals.forever().for_each(|_| press()))?;
+    Ok(())
+}
+
 fn start(spec: &Spec, node: &cfg::Node, options: &RunOptions) -> Result<Ended> {
     let begun = Instant::now();
     let gate = host::Gate::new();
     let mut consoles = config::consoles(node, &gate, spec.instruction_clock)?;
     let instance = Instance::new(spec, gate, &hv::Soft, std::mem::take(&mut consoles.devices))?;
+    press_on_sigterm(instance.power_button())?;
     if let Some(file) = &options.restore {
         instance.paused().load(file)?;
     }

@@ -96,6 +96,7 @@ impl Ended {
 enum Message {
     Outcome(Outcome),
     System(SystemEvent),
+    PowerButton,
 }
 
 /// Counts for the run report.
@@ -122,6 +123,7 @@ pub struct Instance {
     low: u64,
     shape: String,
     messages: Receiver<Message>,
+    sender: Sender<Message>,
     _io: IoThread,
 }
 
@@ -180,7 +182,7 @@ impl Instance {
         pieces.extend(boot::tables::bios_data(&platform));
 
         let (tx, messages) = channel();
-        let told = tx.clone();
+        let (told, sender) = (tx.clone(), tx.clone());
         let runner = Runner::new(vm.clone(), machine.clone(), move |outcome| send(&told, Message::Outcome(outcome)))?;
         let pause = runner.pauser();
         machine.on_system(move |event| match event {
@@ -203,20 +205,17 @@ impl Instance {
             low,
             shape: format!("{} processors, {} bytes of memory, board {:?}", spec.cpus, spec.memory, spec.board),
             messages,
+            sender,
             _io: io,
         };
         instance.power_on()?;
         Ok(instance)
     }
 
-    /// What was loaded, in a line.
-    pub fn what(&self) -> &str {
-        &self.image.what
-    }
-
-    /// Presses the power button.
-    pub fn power_button(&self) {
-        self.gate.pass(|| self.board.pm.event(Event::PowerButton));
+    /// A way to press the power button from any thread.
+    pub fn power_button(&self) -> impl Fn() + Send + 'static {
+        let to = self.sender.clone();
+        move || send(&to, Message::PowerButton)
     }
 
     /// Brings all parts to their power-on state, does what firmware does, and loads the kernel.
@@ -273,6 +272,7 @@ impl Instance {
             match self.messages.recv() {
                 Ok(Message::System(SystemEvent::Reset)) => break (Some(Ended::Reboot), None),
                 Ok(Message::System(SystemEvent::PowerOff)) => break (Some(Ended::PowerOff), None),
+                Ok(Message::PowerButton) => self.gate.pass(|| self.board.pm.event(Event::PowerButton)),
                 Ok(Message::System(event)) => {
                     self.runner.pause();
                     self.runner.with_vcpus(|v| match event {

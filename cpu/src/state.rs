@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::debug::Traps;
 use crate::flags::Flags;
 use crate::fpu::Fpu;
-use crate::insn::{Insn, Mode, Res, Stop};
+use crate::insn::{Insn, Mode, Stop};
 use crate::lapic::Lapic;
 use crate::mem::Tlb;
 

@@ -51,7 +51,7 @@ impl Chip {
         match reg {
             0..=7 => {
                 let c = self.channels[reg / 2];
-                let word = if reg % 2 == 0 { c.address } else { c.count };
+                let word = if reg.is_multiple_of(2) { c.address } else { c.count };
                 let high = self.high;
                 self.high = !high;
                 if high { (word >> 8) as u8 } else { word as u8 }
@@ -73,7 +73,7 @@ impl Chip {
                 let high = self.high;
                 self.high = !high;
                 let c = &mut self.channels[reg / 2];
-                let (base, now) = if reg % 2 == 0 {
+                let (base, now) = if reg.is_multiple_of(2) {
                     (&mut c.base_address, &mut c.address)
                 } else {
                     (&mut c.base_count, &mut c.count)

@@ -153,6 +153,16 @@ impl Run {
         stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).expect("the program reads its input");
     }
 
+    /// Sends SIGTERM.
+    ///
+    /// # Panics
+    /// When there is no kill(1).
+    pub fn terminate(&self) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill(1)");
+        assert!(sent.success());
+    }
+
     /// Waits for the end.
     ///
     /// # Panics

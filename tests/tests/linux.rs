@@ -81,3 +81,22 @@ fn the_shell_is_interactive() {
     m.send("exit\n");
     assert_eq!(m.wait().status, 1);
 }
+
+#[test]
+fn the_engine_and_the_plain_interpreter_agree_over_the_start_of_a_kernel() {
+    let Some(kernel) = guest("linux-amd64/vmlinuz") else { return };
+    let words = ["--kernel", &kernel, "--args", "console=ttyS0", "-o", "clock=instructions", "--until", "300000000"];
+    let engine = run(&words, 300);
+    let plain = run(&[&words[..], &["--plain"]].concat(), 600);
+    assert!(engine.stderr.contains("state "), "{}", engine.stderr);
+    assert_eq!(engine.stderr, plain.stderr);
+}
+
+#[test]
+fn the_power_button_turns_a_kernel_off() {
+    let (Some(kernel), Some(initrd)) = (guest("linux-amd64/vmlinuz"), guest("initramfs-amd64.cpio")) else { return };
+    let mut m = Run::start(&["--kernel", &kernel, "--initrd", &initrd, "--args", "console=ttyS0 end=button"], 400);
+    m.expect("RESULT button");
+    m.terminate();
+    assert_eq!(m.wait().status, 1);
+}

@@ -52,14 +52,55 @@ fn two_runs_by_the_instruction_clock_are_the_same_to_the_last_instruction() {
     assert!(a.instructions() > 10_000_000);
 }
 
+/// The line `state ...` that `--until` prints.
+fn state(ended: &Ended) -> &str {
+    ended.stderr.lines().find(|l| l.starts_with("state ")).unwrap_or_else(|| panic!("no state in {}", ended.stderr))
+}
+
 #[test]
-fn the_engine_and_the_plain_interpreter_agree_to_the_last_instruction() {
-    let settings = ["-o", "clock=instructions", "-o", "cpus=2"];
-    let words = ["--kernel", &probe(), "--args", "smoke", "--stats"];
-    let engine = run(&[&words[..], &settings].concat(), 300);
-    let plain = run(&[&words[..], &settings, &["--plain"]].concat(), 300);
-    assert_eq!(engine.console, plain.console);
-    assert_eq!(engine.instructions(), plain.instructions());
+fn the_engine_and_the_plain_interpreter_agree_in_every_byte_of_the_machine() {
+    let probe = probe();
+    let words = ["--kernel", &probe, "--args", "smoke", "--stats", "-o", "clock=instructions", "-o", "cpus=2"];
+    for until in ["123457", "20000003", "60000001"] {
+        let engine = run(&[&words[..], &["--until", until]].concat(), 300);
+        let plain = run(&[&words[..], &["--until", until, "--plain"]].concat(), 300);
+        assert_eq!(engine.instructions().to_string(), until);
+        assert_eq!(state(&engine), state(&plain), "after {until} instructions");
+    }
+}
+
+#[test]
+fn a_machine_that_is_saved_and_loaded_goes_on_as_if_it_had_not_been() {
+    let probe = probe();
+    let words = ["--kernel", &probe, "--args", "smoke", "--stats", "-o", "clock=instructions", "-o", "cpus=4"];
+    let whole = run(&words, 300);
+    for until in ["1000001", "37123457", "90000001", "130000007"] {
+        let file = format!("{}/state-{until}-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+        let first = run(&[&words[..], &["--until", until, "--save", &file]].concat(), 300);
+        let rest = run(&[&words[..], &["--restore", &file]].concat(), 300);
+        std::fs::remove_file(&file).expect("the state was saved");
+        assert_eq!(first.console + &rest.console, whole.console, "saved after {until} instructions");
+        assert_eq!(rest.instructions(), whole.instructions(), "saved after {until} instructions");
+    }
+}
+
+#[test]
+fn a_state_of_another_machine_or_a_damaged_one_is_refused() {
+    let probe = probe();
+    let words = ["--kernel", &probe, "--args", "smoke", "-o", "clock=instructions"];
+    let file = format!("{}/refused-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+    let saved = run(&[&words[..], &["--until", "1000", "--save", &file]].concat(), 60);
+    assert_eq!(saved.status, 0, "{}", saved.stderr);
+    let other = run(&[&words[..], &["-o", "cpus=2", "--restore", &file]].concat(), 60);
+    assert_eq!(other.status, 4);
+    assert!(other.stderr.contains("another machine"), "{}", other.stderr);
+    let bytes = std::fs::read(&file).expect("the state");
+    for cut in [0, 10, 30, 1000, bytes.len() - 1] {
+        std::fs::write(&file, &bytes[..cut]).expect("a scratch file");
+        let ended = run(&[&words[..], &["--restore", &file]].concat(), 60);
+        assert_eq!((ended.status, ended.console.as_str()), (4, ""), "cut to {cut} bytes: {}", ended.stderr);
+    }
+    std::fs::remove_file(&file).expect("the scratch file");
 }
 
 #[test]
