@@ -1,4 +1,5 @@
-//! Control and debug registers, and the changes of mode that they bring about (Intel SDM volume 3, 2.5, 9.8.5 and 18.2).
+//! Control and debug registers, and the changes of mode that they bring about (Intel SDM volume 3, 2.5, 9.8.5 and
+//! 18.2).
 
 use crate::debug::{DR6_BD, DR7_GD};
 use crate::exec::Gen;

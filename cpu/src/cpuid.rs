@@ -1,9 +1,9 @@
 //! CPUID, and what else depends on the processor model.
 //!
-//! The default model has the instructions of x86-64-v2 and the signature of an in-order Intel Atom (family 6, model 36h).
-//! Systems since 2018 decide by the signature which speculation faults to work around, and these processors have none, so
-//! Linux leaves page-table isolation, return trampolines and buffer flushes off; IA32_ARCH_CAPABILITIES says the same to
-//! those that ask it (FreeBSD, OpenBSD, NetBSD). Its model-specific registers are few.
+//! The default model has the instructions of x86-64-v2 and the signature of an in-order Intel Atom (family 6, model
+//! 36h). Systems since 2018 decide by the signature which speculation faults to work around, and these processors have
+//! none, so Linux leaves page-table isolation, return trampolines and buffer flushes off; IA32_ARCH_CAPABILITIES says
+//! the same to those that ask it (FreeBSD, OpenBSD, NetBSD). Its model-specific registers are few.
 //!
 //! Offered features are words of the [`Model`], which a configuration can change; bits that mirror a register (OSXSAVE,
 //! APIC, SYSCALL outside 64-bit mode) or follow from the model (hypervisor, HTT) are computed.
@@ -65,7 +65,8 @@ const LM: u32 = 1 << 29;
 /// Leaf 80000001, ECX.
 const LAHF: u32 = 1;
 
-/// Not affected by Meltdown, L1TF, SSB, MDS, the ITLB multihit, TAA, MMIO stale data (3 bits), BHI, PBRSB, GDS, RFDS, ITS.
+/// Not affected by Meltdown, L1TF, SSB, MDS, the ITLB multihit, TAA, MMIO stale data (3 bits), BHI, PBRSB, GDS, RFDS,
+/// ITS.
 const NOT_AFFECTED: u64 =
     1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 7 << 13 | 1 << 20 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 62;
 
@@ -79,8 +80,8 @@ const MAX_LEAF: u32 = 0x16;
 const MAX_HYPERVISOR_LEAF: u32 = 0x4000_0010;
 const MAX_EXTENDED_LEAF: u32 = 0x8000_0008;
 
-/// The local APIC's timer counts at this rate before its divider; leaf 15h calls it the crystal clock, from which systems
-/// take it.
+/// The local APIC's timer counts at this rate before its divider; leaf 15h calls it the crystal clock, from which
+/// systems take it.
 const CRYSTAL_HZ: u64 = 1_000_000_000;
 
 impl Default for Model {

@@ -1,11 +1,13 @@
 //! Breakpoints and single step (Intel SDM volume 3, chapter 18).
 //!
-//! Instruction breakpoints are faults before the instruction; data and I/O breakpoints, single step and the T bit of a TSS
-//! are traps after it, collected in `pending_db` as the bits that DR6 will show. Pages with an armed data breakpoint have no
-//! tags in the TLB, so only they cost anything. The run loop executes single instructions while anything here is armed.
+//! Instruction breakpoints are faults before the instruction; data and I/O breakpoints, single step and the T bit of a
+//! TSS are traps after it, collected in `pending_db` as the bits that DR6 will show. Pages with an armed data
+//! breakpoint have no tags in the TLB, so only they cost anything. The run loop executes single instructions while
+//! anything here is armed.
 //!
-//! MOV SS and POP SS hold the traps back until the instruction after them has been executed, because that is the one that
-//! loads the stack pointer. An INT instruction, SYSCALL with TF in its mask, and a task switch give no single-step trap.
+//! MOV SS and POP SS hold the traps back until the instruction after them has been executed, because that is the one
+//! that loads the stack pointer. An INT instruction, SYSCALL with TF in its mask, and a task switch give no single-step
+//! trap.
 
 use crate::flags::TF;
 use crate::state::{Cpu, Fault};

@@ -1,4 +1,5 @@
-//! Far jumps, calls and returns: direct, through call gates, and to tasks (Intel SDM volume 2, JMP, CALL, RET; volume 3, 5.8).
+//! Far jumps, calls and returns: direct, through call gates, and to tasks (Intel SDM volume 2, JMP, CALL, RET; volume
+//! 3, 5.8).
 //!
 //! Everything is checked, and everything is pushed, before a register changes.
 

@@ -1,8 +1,8 @@
 //! Interrupts and exceptions, and the way back: delivery in real, virtual-8086, protected and long mode, IRET in all of
 //! them, and what follows an exception in the delivery of another (Intel SDM volume 3, chapter 6 and 20).
 //!
-//! Virtual-8086 mode extensions (CR4.VME): INT n goes to the 8086 program's own vector table if the redirection bitmap of
-//! the TSS says so, and VIF stands for IF where IOPL is below 3.
+//! Virtual-8086 mode extensions (CR4.VME): INT n goes to the 8086 program's own vector table if the redirection bitmap
+//! of the TSS says so, and VIF stands for IF where IOPL is below 3.
 
 use crate::debug::Traps;
 use crate::flags::{AC, ARITH, DF, ID, IF, IOPL, NT, RF, TF, VIF, VIP, VM};
@@ -33,8 +33,8 @@ const WORD: u64 = ARITH | TF | IF | DF | IOPL | NT;
 const VME: u64 = 1;
 
 impl Cpu {
-    /// Delivers an exception of the instruction at RIP (or behind it, for traps). An exception in the delivery is delivered
-    /// in its place, or makes it a double fault; after a third, `why` is [`Why::Shutdown`].
+    /// Delivers an exception of the instruction at RIP (or behind it, for traps). An exception in the delivery is
+    /// delivered in its place, or makes it a double fault; after a third, `why` is [`Why::Shutdown`].
     pub(crate) fn deliver(&mut self, fault: Fault) {
         self.may_io = true;
         if fault.vector != 1 {
@@ -303,8 +303,8 @@ impl Cpu {
         self.set_rflags(0, TF | NT | RF | VM | if interrupt { IF } else { 0 });
     }
 
-    /// Whether INT n of virtual-8086 mode goes to the monitor: the vector's bit in the map that ends where the I/O bitmap
-    /// of the TSS begins.
+    /// Whether INT n of virtual-8086 mode goes to the monitor: the vector's bit in the map that ends where the I/O
+    /// bitmap of the TSS begins.
     fn redirected_to_monitor(&mut self, vector: u8) -> Res<bool> {
         if self.tr.limit < 0x67 {
             return Err(self.gp(0));

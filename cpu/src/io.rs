@@ -100,8 +100,8 @@ struct Piece {
 }
 
 impl Cpu {
-    /// The next piece of a string instruction, or `None` if the count is 0. More than one element only if all of them lie in
-    /// one page and inside the segment, upwards, and nothing single-steps or watches.
+    /// The next piece of a string instruction, or `None` if the count is 0. More than one element only if all of them
+    /// lie in one page and inside the segment, upwards, and nothing single-steps or watches.
     fn piece(&mut self, i: &Insn, seg: u8, pointer: u8, write: bool) -> Res<Option<Piece>> {
         let (mask, width) = (address_mask(i), u64::from(i.rm));
         let total = if i.flags & (REP | REPNE) != 0 { self.gpr[usize::from(RCX)] & mask } else { 1 };

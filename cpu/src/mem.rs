@@ -1,15 +1,15 @@
 //! Memory as instructions see it: linear addresses, through translations kept as host pointers.
 //!
-//! A hit costs one subtraction, one comparison and one access. The tag of an entry is the linear address of its page, so
-//! `lin - tag <= 4096 - size` holds exactly for accesses inside the page, aligned or not. An invalid entry has the tag of a
-//! page that another entry would hold, and can never hit. All else lives behind the miss: devices, pages with decoded code,
-//! pages that are clean or watched, accesses that cross a page. Such pages have no tag, but the entry still remembers what
-//! the page tables said, so that a device register or data beside code costs no page walk.
+//! A hit costs one subtraction, one comparison and one access. The tag of an entry is the linear address of its page,
+//! so `lin - tag <= 4096 - size` holds exactly for accesses inside the page, aligned or not. An invalid entry has the
+//! tag of a page that another entry would hold, and can never hit. All else lives behind the miss: devices, pages with
+//! decoded code, pages that are clean or watched, accesses that cross a page. Such pages have no tag, but the entry
+//! still remembers what the page tables said, so that a device register or data beside code costs no page walk.
 //!
-//! There are four tables, and changing between them costs one pointer: supervisor, user, supervisor while EFLAGS.AC opens
-//! user pages (SMAP), and user with alignment checks (whose accesses all take the slow path). No flush is needed when CPL or
-//! AC change. Entries are 4 KiB whatever the size of the guest's page. Beside them there is a table of code pages, for
-//! supervisor and user.
+//! There are four tables, and changing between them costs one pointer: supervisor, user, supervisor while EFLAGS.AC
+//! opens user pages (SMAP), and user with alignment checks (whose accesses all take the slow path). No flush is needed
+//! when CPL or AC change. Entries are 4 KiB whatever the size of the guest's page. Beside them there is a table of code
+//! pages, for supervisor and user.
 //!
 //! Flushing walks lists of the entries that were filled, so that its cost is bounded by the misses before it.
 //!
@@ -355,8 +355,8 @@ impl Cpu {
         self.tlb.drop_page(lin);
     }
 
-    /// Makes every store to a page of the arena take the slow path, because code was decoded from it or because the log of
-    /// written pages was harvested.
+    /// Makes every store to a page of the arena take the slow path, because code was decoded from it or because the log
+    /// of written pages was harvested.
     pub(crate) fn drop_write_tags(&mut self, page: u64) {
         self.tlb.drop_write_tags(page);
     }

@@ -1,8 +1,9 @@
 //! Model-specific registers, the time-stamp counter, and the instructions that read and write them.
 //!
-//! What is here is what firmware, Linux and the BSDs touch on the processor that CPUID describes. MTRRs and PAT hold what is
-//! written and have no effect. There are no performance counters and no machine-check banks, and the microcode revision
-//! is a number to read. Everything else is #GP, or with `Model::ignore_unknown_msrs` reads as 0 and ignores writes.
+//! What is here is what firmware, Linux and the BSDs touch on the processor that CPUID describes. MTRRs and PAT hold
+//! what is written and have no effect. There are no performance counters and no machine-check banks, and the microcode
+//! revision is a number to read. Everything else is #GP, or with `Model::ignore_unknown_msrs` reads as 0 and ignores
+//! writes.
 
 use crate::insn::{Insn, RCX, Res};
 use crate::mem::canonical;

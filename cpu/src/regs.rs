@@ -13,8 +13,8 @@ use crate::lapic::Lapic;
 use crate::mem::Tlb;
 use crate::state::{Cpu, Fault, Model, Msrs, Segment, Table, Why};
 
-/// Everything that a processor's software can see or will feel, in terms that every back end has: what saving, inspection
-/// and moving between back ends work with. The local APIC and the A20 gate have state of their own.
+/// Everything that a processor's software can see or will feel, in terms that every back end has: what saving,
+/// inspection and moving between back ends work with. The local APIC and the A20 gate have state of their own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Regs {
     /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
@@ -85,7 +85,8 @@ pub struct Regs {
     pub wait_sipi: bool,
     /// An exception that is to be delivered before the next instruction.
     pub exception: Option<Fault>,
-    /// Debug traps to be delivered before the next instruction, as DR6 will show them, and those that wait for one more.
+    /// Debug traps to be delivered before the next instruction, as DR6 will show them, and those that wait for one
+    /// more.
     pub debug_traps: (u64, u64),
     /// Instructions executed.
     pub icount: u64,
@@ -98,8 +99,8 @@ const DR6_RESET: u64 = 0xffff_0ff0;
 const DR7_RESET: u64 = 0x400;
 
 impl Cpu {
-    /// A processor at power-on. The one whose local APIC says that it is the bootstrap processor starts at the reset vector,
-    /// others wait for a SIPI.
+    /// A processor at power-on. The one whose local APIC says that it is the bootstrap processor starts at the reset
+    /// vector, others wait for a SIPI.
     pub fn new(model: Arc<Model>, bus: CpuBus, clock: Arc<Clock>, lapic: Arc<Lapic>) -> Cpu {
         let mut cpu = Cpu {
             gpr: [0; 32],
@@ -247,8 +248,8 @@ impl Cpu {
         }
     }
 
-    /// Takes over a state. The clock must stand where the state's TSC is meant to go on from, and guest memory must be in
-    /// place if there is an exception to be delivered.
+    /// Takes over a state. The clock must stand where the state's TSC is meant to go on from, and guest memory must be
+    /// in place if there is an exception to be delivered.
     pub fn set_regs(&mut self, r: &Regs) {
         self.gpr[..16].copy_from_slice(&r.gpr);
         self.rip = r.rip;

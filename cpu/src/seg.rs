@@ -1,7 +1,8 @@
 //! Segments, descriptors, the stack, and what follows from them: the processor's mode.
 //!
-//! Source: Intel SDM volume 3, chapters 3 and 5. In real mode a load of a segment register changes its selector and its base
-//! only; limit and attributes stay, which is "unreal" mode after a trip to protected mode (SeaBIOS, GRUB, DOS extenders).
+//! Source: Intel SDM volume 3, chapters 3 and 5. In real mode a load of a segment register changes its selector and its
+//! base only; limit and attributes stay, which is "unreal" mode after a trip to protected mode (SeaBIOS, GRUB, DOS
+//! extenders).
 
 use crate::flags::{AC, ARITH, Flags, ID, VIF, VIP, VM};
 use crate::insn::{CS, DS, ES, FS, GS, Mode, RSP, Res, SS};
@@ -379,7 +380,8 @@ impl Cpu {
         self.checked_stack(selector, cpl, GP)
     }
 
-    /// A segment that can be the stack of privilege level `cpl`. `vector`: #GP, or #TS if the selector comes from a TSS.
+    /// A segment that can be the stack of privilege level `cpl`. `vector`: #GP, or #TS if the selector comes from a
+    /// TSS.
     pub(crate) fn checked_stack(&mut self, selector: u16, cpl: u8, vector: u8) -> Res<Segment> {
         if null(selector) {
             return Err(self.fault(vector, Some(error_of(selector))));
@@ -494,7 +496,8 @@ impl Cpu {
 }
 
 impl Model {
-    /// The RFLAGS bits that can be changed: AC came with the 486, ID with CPUID, VIF and VIP with virtual-8086 mode extensions.
+    /// The RFLAGS bits that can be changed: AC came with the 486, ID with CPUID, VIF and VIP with virtual-8086 mode
+    /// extensions.
     pub(crate) fn flags_mask(&self) -> u64 {
         let mut mask = u64::MAX;
         if self.family() < 4 {

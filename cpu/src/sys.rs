@@ -1,7 +1,7 @@
 //! The system instructions: which handler for which opcode, and those that fit nowhere else.
 //!
-//! Segments, far transfers and flags are in [`crate::gates`] and [`crate::intr`], descriptor tables in [`crate::tables`],
-//! control and debug registers in [`crate::control`], port I/O in [`crate::io`].
+//! Segments, far transfers and flags are in [`crate::gates`] and [`crate::intr`], descriptor tables in
+//! [`crate::tables`], control and debug registers in [`crate::control`], port I/O in [`crate::io`].
 
 use crate::debug::Traps;
 use crate::exec::{Gen, Reg};

@@ -1,7 +1,7 @@
 //! Machine code in small machines: protection, paging, interrupts, tasks, modes.
 //!
-//! A [`Machine`] has 4 MiB of RAM at 0, a register bank of a device behind it, and 256 interrupt handlers that are one HLT
-//! each, so that where the processor halts says which vector it took, and the stack says with what.
+//! A [`Machine`] has 4 MiB of RAM at 0, a register bank of a device behind it, and 256 interrupt handlers that are one
+//! HLT each, so that where the processor halts says which vector it took, and the stack says with what.
 
 mod debug;
 mod gates;

@@ -1,5 +1,5 @@
-//! Descriptor table registers, and the instructions that look at descriptors: SGDT, SIDT, LGDT, LIDT, SLDT, STR, LLDT, LTR,
-//! VERR, VERW, LAR, LSL, ARPL, SMSW.
+//! Descriptor table registers, and the instructions that look at descriptors: SGDT, SIDT, LGDT, LIDT, SLDT, STR, LLDT,
+//! LTR, VERR, VERW, LAR, LSL, ARPL, SMSW.
 //!
 //! UMIP is not offered: the stores work at any privilege level.
 

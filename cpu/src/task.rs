@@ -1,4 +1,5 @@
-//! Hardware tasks: JMP, CALL, interrupts and IRET that switch to a TSS of 16 or 32 bits (Intel SDM volume 3, chapter 7).
+//! Hardware tasks: JMP, CALL, interrupts and IRET that switch to a TSS of 16 or 32 bits (Intel SDM volume 3, chapter
+//! 7).
 //!
 //! Guests: the double-fault handlers of 32-bit Linux and the BSDs, OS/2, old Minix. Long mode has none of it.
 //!

@@ -1,8 +1,8 @@
 //! Page tables: 32-bit paging with 4 MiB pages (PSE-36), PAE, and 4-level paging (Intel SDM volume 3, chapter 4).
 //!
-//! A walk that succeeds sets the accessed bits of all levels, and the dirty bit of the last for a write, by compare-exchange
-//! where the tables are in RAM; a walk that faults sets none. There are no caches of upper levels: a guest that changed any
-//! level sees it at the next miss. The four PDPTEs of PAE paging are registers, loaded with CR3.
+//! A walk that succeeds sets the accessed bits of all levels, and the dirty bit of the last for a write, by
+//! compare-exchange where the tables are in RAM; a walk that faults sets none. There are no caches of upper levels: a
+//! guest that changed any level sees it at the next miss. The four PDPTEs of PAE paging are registers, loaded with CR3.
 //!
 //! Not offered, thus reserved or ignored: PCID, 5-level paging, protection keys, shadow stacks.
 
@@ -61,8 +61,8 @@ impl Leaf {
 }
 
 impl Cpu {
-    /// Translates a linear address for an access with the rights of a user or a supervisor, the latter with user pages open
-    /// to it or not (where CR4.SMAP closes them).
+    /// Translates a linear address for an access with the rights of a user or a supervisor, the latter with user pages
+    /// open to it or not (where CR4.SMAP closes them).
     pub(crate) fn walk(&mut self, lin: u64, access: Access, user: bool, open: bool) -> Res<Leaf> {
         if self.cr0 & CR0_PG == 0 {
             let gpa = lin & 0xffff_ffff & self.a20_mask;

@@ -95,13 +95,17 @@ impl Bench {
         self.machine.plug(model, model.name, Some(Bdf::new(3, 0)), params, backends).expect("device")
     }
 
-    /// Plugs a part of the board in.
+    /// Plugs a part of the board in; the first is called "part".
     ///
     /// # Panics
     /// When it cannot be made.
     pub fn part(&self, create: impl FnOnce(&mut Slot) -> Box<dyn Device>) -> Arc<DeviceCell> {
+        let name = match self.machine.parts().len() {
+            0 => "part".to_owned(),
+            n => format!("part-{n}"),
+        };
         self.machine
-            .plug_with("part", Some(Bdf::new(3, 0)), Backends::default(), |slot| Ok(create(slot)))
+            .plug_with(&name, Some(Bdf::new(3, 0)), Backends::default(), |slot| Ok(create(slot)))
             .expect("device")
     }
 

@@ -461,27 +461,6 @@ impl Machine {
         }
     }
 
-    /// What every part needs to go on elsewhere, by its name.
-    pub fn save(&self) -> Vec<(String, Saved)> {
-        self.parts().iter().map(|p| (p.name().to_owned(), p.save())).collect()
-    }
-
-    /// Takes over what a machine of the same build saved. As with [`Machine::reset`] interrupt chips come after all that
-    /// drives them, so that no wire that moves on the way counts as an edge.
-    ///
-    /// # Errors
-    /// When the parts are others, or one cannot load its state, with its name. The machine is then good for nothing.
-    pub fn load(&self, saved: Vec<(String, Saved)>) -> Result<(), String> {
-        let parts = self.parts();
-        if !parts.iter().map(|p| p.name()).eq(saved.iter().map(|(name, _)| name.as_str())) {
-            return Err("the machine has other parts than the saved one".to_owned());
-        }
-        for (part, (name, state)) in parts.iter().zip(saved).rev() {
-            part.load(state).map_err(|e| format!("{name}: {e}"))?;
-        }
-        Ok(())
-    }
-
     /// Puts a device of `model` into the machine, as PCI function `bdf` if it asks to be one.
     ///
     /// # Errors
@@ -500,7 +479,7 @@ impl Machine {
     /// As [`Machine::plug`], for a part of the board that no model names.
     ///
     /// # Errors
-    /// What `create` says.
+    /// What `create` says, or that there is a part of that name.
     pub fn plug_with(
         self: &Arc<Machine>,
         name: &str,
@@ -508,6 +487,9 @@ impl Machine {
         backends: Backends,
         create: impl FnOnce(&mut Slot) -> Result<Box<dyn Device>, String>,
     ) -> Result<Arc<DeviceCell>, String> {
+        if self.parts().iter().any(|p| p.name() == name) {
+            return Err(format!("two parts of the machine are called {name}"));
+        }
         let cell = Arc::new(DeviceCell { name: name.to_owned(), device: Mutex::new(None), wires: OnceLock::new() });
         let mut slot = Slot { machine: self.clone(), cell: cell.clone(), bdf, wires: Wires::default(), backends };
         let device = create(&mut slot)?;
@@ -515,6 +497,13 @@ impl Machine {
         *cell.device.lock().unwrap() = Some(device);
         self.add_part(cell.clone());
         Ok(cell)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // The space leads to the devices and devices hold on to the space.
+        self.space.clear();
     }
 }
 
@@ -721,12 +710,12 @@ impl Slot {
 
     /// An MSI capability with up to `vectors` messages.
     pub fn msi(&mut self, vectors: u8) -> Msi {
-        Msi::new(self.function(), vectors, self.machine.clone())
+        Msi::new(self.function(), vectors, &self.machine)
     }
 
     /// An MSI-X capability whose table and pending bits lie in `bar` from `offset` on.
     pub fn msix(&mut self, vectors: u16, bar: u8, offset: u32) -> Msix {
-        Msix::new(self.function(), vectors, bar, offset, self.machine.clone())
+        Msix::new(self.function(), vectors, bar, offset, &self.machine)
     }
 
     /// Guest memory: through the function's bus-master enable, or always for a part of the board.

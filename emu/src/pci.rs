@@ -498,12 +498,12 @@ impl PciBus {
 /// A function's MSI capability (64-bit addresses, per-vector masks).
 pub struct Msi {
     function: Arc<PciFunction>,
-    machine: Arc<Machine>,
+    machine: Weak<Machine>,
     at: usize,
 }
 
 impl Msi {
-    pub(crate) fn new(function: Arc<PciFunction>, vectors: u8, machine: Arc<Machine>) -> Msi {
+    pub(crate) fn new(function: Arc<PciFunction>, vectors: u8, machine: &Arc<Machine>) -> Msi {
         let at = function.add_capability(0x05, 0x18) as usize;
         let vectors = vectors.clamp(1, 32).next_power_of_two();
         function.config(|c| {
@@ -513,7 +513,7 @@ impl Msi {
             c.writable(at + 0x10, &(u32::MAX >> (32 - u32::from(vectors))).to_le_bytes());
         });
         function.silences_intx(at + 2, 1);
-        Msi { function, machine, at }
+        Msi { function, machine: Arc::downgrade(machine), at }
     }
 
     /// Whether the guest has enabled it; INTx is silent then.
@@ -539,8 +539,8 @@ impl Msi {
             let data = u32::from(c.get16(self.at + 0x0c)) & !(granted - 1) | n;
             Some((u64::from(c.get32(self.at + 4)) | u64::from(c.get32(self.at + 8)) << 32, data))
         });
-        if let Some((addr, data)) = message {
-            self.machine.msi().msi(addr, data);
+        if let (Some((addr, data)), Some(machine)) = (message, self.machine.upgrade()) {
+            machine.msi().msi(addr, data);
         }
     }
 
@@ -570,7 +570,7 @@ struct MsixTable {
 #[derive(Clone)]
 pub struct Msix {
     function: Arc<PciFunction>,
-    machine: Arc<Machine>,
+    machine: Weak<Machine>,
     at: usize,
     table: Arc<Mutex<MsixTable>>,
 }
@@ -580,7 +580,7 @@ const PBA: u64 = 0x800;
 
 impl Msix {
     /// `bar` must already exist and be at least `offset + 4096` bytes long; device accesses to those 4 KiB come here first.
-    pub(crate) fn new(function: Arc<PciFunction>, vectors: u16, bar: u8, offset: u32, machine: Arc<Machine>) -> Msix {
+    pub(crate) fn new(function: Arc<PciFunction>, vectors: u16, bar: u8, offset: u32, machine: &Arc<Machine>) -> Msix {
         assert!((1..=128).contains(&vectors) && offset.is_multiple_of(8));
         let at = function.add_capability(0x11, 12) as usize;
         function.config(|c| {
@@ -591,7 +591,7 @@ impl Msix {
         });
         function.silences_intx(at + 2, 0x8000);
         let table = MsixTable { entries: vec![[0, 0, 0, 1]; vectors as usize], pending: vec![false; vectors as usize] };
-        Msix { function, machine, at, table: Arc::new(Mutex::new(table)) }
+        Msix { function, machine: Arc::downgrade(machine), at, table: Arc::new(Mutex::new(table)) }
     }
 
     fn control(&self) -> u16 {
@@ -617,7 +617,9 @@ impl Msix {
             return;
         }
         drop(t);
-        self.machine.msi().msi(u64::from(low) | u64::from(high) << 32, data);
+        if let Some(machine) = self.machine.upgrade() {
+            machine.msi().msi(u64::from(low) | u64::from(high) << 32, data);
+        }
     }
 
     /// Must be called from [`crate::Device::config_write`] and after table writes: sends what is no longer masked.

@@ -168,6 +168,18 @@ pub struct Map {
 }
 
 impl Map {
+    fn empty(generation: u64) -> Map {
+        Map {
+            generation,
+            read: Vec::new(),
+            write: Vec::new(),
+            dirty_log: false,
+            port_index: Arc::new(vec![0; 65536]),
+            port_ranges: Arc::default(),
+            doorbells: Arc::default(),
+        }
+    }
+
     /// Who answers at a port.
     #[inline]
     pub fn port(&self, port: u16) -> Option<&PortRange> {
@@ -233,19 +245,10 @@ pub struct AddressSpace {
 impl AddressSpace {
     /// An empty space over `ram`.
     pub fn new(ram: Arc<Ram>) -> Arc<AddressSpace> {
-        let map = Map {
-            generation: 1,
-            read: Vec::new(),
-            write: Vec::new(),
-            dirty_log: false,
-            port_index: Arc::new(vec![0; 65536]),
-            port_ranges: Arc::default(),
-            doorbells: Arc::default(),
-        };
         Arc::new(AddressSpace {
             ram,
             tables: Mutex::default(),
-            current: RwLock::new(Arc::new(map)),
+            current: RwLock::new(Arc::new(Map::empty(1))),
             generation: AtomicU64::new(1),
         })
     }
@@ -324,6 +327,15 @@ impl AddressSpace {
             t.doorbells.push(RegionBell { region, bell });
             true
         });
+    }
+
+    /// Forgets everybody who answers. The ids of regions are good for nothing afterwards.
+    pub(crate) fn clear(&self) {
+        let mut t = self.tables.lock().unwrap();
+        let old = self.map();
+        *t = Tables::default();
+        *self.current.write().unwrap() = Arc::new(Map::empty(old.generation + 1));
+        self.generation.store(old.generation + 1, Ordering::Release);
     }
 
     /// Starts or stops the log of written RAM pages.

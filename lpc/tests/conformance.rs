@@ -24,8 +24,8 @@ use lpc::{
 };
 
 /// Steps of a stream before its state is taken over, and after.
-const BEFORE: usize = 400;
-const AFTER: usize = 200;
+const BEFORE: usize = 1200;
+const AFTER: usize = 600;
 /// Bytes of JSON that no part's state may exceed.
 const LARGEST: usize = 32 << 10;
 
@@ -54,11 +54,13 @@ impl Rng {
 
     /// What guests write: often nothing, everything, a single bit or a small number.
     fn value(&mut self) -> u64 {
-        match self.below(6) {
+        match self.below(8) {
             0 => 0,
             1 => u64::MAX,
             2 => 1 << self.below(64),
-            3 => self.below(256) as u64,
+            3 => self.below(16) as u64,
+            4 => self.below(64) as u64,
+            5 => self.below(256) as u64,
             _ => self.next(),
         }
     }
@@ -122,8 +124,18 @@ impl Rig {
             claimed: (0, Vec::new()),
         };
         (subject.build)(&mut rig);
-        rig.machine().reset(ResetKind::PowerOn);
+        rig.reset(ResetKind::PowerOn);
         rig
+    }
+
+    /// A reset, and what firmware does about the power management function.
+    fn reset(&self, kind: ResetKind) {
+        self.bench.machine.reset(kind);
+        let pci = &self.bench.machine.pci;
+        for f in pci.functions().iter().filter(|f| f.read(0, 4) == 0x7113_8086) {
+            f.write(0x40, 4, 0xb001);
+            f.write(0x80, 1, 1);
+        }
     }
 
     fn machine(&self) -> Arc<Machine> {
@@ -140,7 +152,15 @@ impl Rig {
     }
 
     fn save(&self) -> Vec<(String, Saved)> {
-        self.bench.machine.save()
+        self.bench.machine.parts().iter().map(|p| (p.name().to_owned(), p.save())).collect()
+    }
+
+    /// The last part first, as a machine is restored: devices drive their wires, then the interrupt chips, which came before
+    /// them, forget the edges.
+    fn load(&self, saved: &[(String, Saved)]) {
+        for (part, (name, state)) in self.bench.machine.parts().iter().zip(saved).rev() {
+            part.load(state.clone()).unwrap_or_else(|e| panic!("{name} does not load what it saved: {e}"));
+        }
     }
 
     /// Another machine of the same kind that takes over all that this one is.
@@ -153,14 +173,16 @@ impl Rig {
             for at in (0..block.len).step_by(page.len()) {
                 let at = emu::RamAddr(block.start.0 + at);
                 from.read(at, &mut page);
-                to.write(at, &page);
+                if page != [0; 4096] {
+                    to.write(at, &page);
+                }
             }
         }
         twin.room.store(self.room.load(Ordering::Relaxed), Ordering::Relaxed);
         for (mine, its) in self.wires.iter().zip(&twin.wires) {
             its.set(mine.level());
         }
-        twin.bench.machine.load(self.save()).unwrap();
+        twin.load(&self.save());
         twin.observe();
         twin
     }
@@ -310,7 +332,11 @@ fn mechanism1(r: &mut Rig) {
 }
 
 fn host_bridge(r: &mut Rig, kind: HostBridge) {
-    let ram = r.bench.machine.space.ram().blocks()[0].start;
+    let space = &r.bench.machine.space;
+    let ram = space.ram().blocks()[0].start;
+    // Below the shadow nobody answers.
+    let hole = space.add_memory(0, 0x4_0000, 1, emu::Rights::ReadWrite, emu::Backing::Nothing);
+    space.enable(hole, 0xc_0000, true);
     r.plug("host-bridge", Some(Bdf::new(0, 0)), Box::new(move |s| I440::create(s, kind, ram)));
 }
 
@@ -328,9 +354,6 @@ fn piix_isa(r: &mut Rig, kind: Piix, dev: u8) {
 
 fn piix4_pm(r: &mut Rig, dev: u8) {
     r.plug("pm", Some(Bdf::new(dev, 3)), Box::new(|s| AcpiPm::create(s, 0xb000, true)));
-    // As firmware does; a reset undoes it, and then only configuration writes reach the block.
-    r.bench.machine.pci.write(Bdf::new(dev, 3), 0x40, 4, 0xb001);
-    r.bench.machine.pci.write(Bdf::new(dev, 3), 0x80, 1, 1);
 }
 
 fn bhyve_host_bridge(r: &mut Rig) {
@@ -398,6 +421,41 @@ fn bhyve_board(r: &mut Rig) {
     common(r);
 }
 
+/// What drivers write to byte-wide ports: random values alone seldom get a chip going.
+const HABITS: &[(u16, &[u8])] = &[
+    (0x20, &[0x11, 0x20, 0x0a, 0x0b, 0x0c, 0x68]),
+    (0x21, &[0x08, 0x04, 0x01, 0x03, 0x00]),
+    (0xa0, &[0x11, 0x20]),
+    (0x40, &[0x00, 0x04, 0xa9]),
+    (0x42, &[0x00, 0x02, 0x80]),
+    (0x43, &[0x30, 0x32, 0x34, 0x36, 0x00, 0xb0, 0xb2, 0xb6, 0xba, 0xc2, 0xe8]),
+    (0x60, &[0xf4, 0xff, 0xf0, 0x02, 0xf2, 0xfe, 0x47, 0x07]),
+    (0x61, &[0x00, 0x01, 0x03]),
+    (0x64, &[0x60, 0xd4, 0xd2, 0xae, 0xa8, 0xad, 0xaa]),
+    (0x70, &[0x00, 0x0a, 0x0b, 0x0c]),
+    (0x71, &[0x26, 0x2d, 0x42, 0x52, 0x72, 0x82, 0x02]),
+    (0xe9, b"debug\n"),
+    (0x402, b"debug\n"),
+    (0x3f8, b"AT"),
+    (0x3f9, &[0x01, 0x05, 0x0f]),
+    (0x3fa, &[0x01, 0x07, 0xc1, 0x00]),
+    (0x3fb, &[0x03, 0x03, 0x83]),
+    (0x3fc, &[0x0b, 0x0b, 0x1b]),
+];
+
+/// And to the HPET's registers.
+const HPET_HABITS: &[(u64, &[u64])] = &[
+    (0x10, &[0, 1, 1, 3]),
+    (0x20, &[1, 7]),
+    (0xf0, &[0, u64::MAX - 1000]),
+    (0x100, &[0x0104, 0x014c, 0x000c, 0x2806, 0x294c, 0x0004]),
+    (0x120, &[0x2904, 0x2a4c, 0x014c]),
+    (0x140, &[0x2804, 0x284c, 0x2c06]),
+    (0x108, &[100, 5_000, 80_000]),
+    (0x128, &[100, 5_000, 80_000]),
+    (0x148, &[100, 5_000, 80_000]),
+];
+
 /// One thing that happens to the machine.
 #[derive(Clone, Debug)]
 enum Op {
@@ -426,7 +484,19 @@ impl Op {
         let write = rng.one_in(2);
         let cell = rng.below(rig.cells.len());
         match rng.below(if rig.cells.is_empty() { 70 } else { 90 }) {
-            0..32 => {
+            0..12 => {
+                let ports: Vec<_> = HABITS.iter().filter(|(p, _)| map.port(*p).is_some()).collect();
+                let hpet = map.read.iter().any(|r| r.start == Hpet::BASE);
+                let n = rng.below(ports.len() + if hpet { HPET_HABITS.len() } else { 0 });
+                if let Some((port, values)) = ports.get(n) {
+                    return Op::Pio(*port, 1, Some(values[rng.below(values.len())].into()));
+                }
+                let Some((at, values)) = HPET_HABITS.get(n - ports.len()).filter(|_| hpet) else {
+                    return Op::Advance(value % 1000);
+                };
+                Op::Memory(Hpet::BASE + at, 4, Some(values[rng.below(values.len())]))
+            }
+            12..32 => {
                 if rig.claimed.0 != map.generation {
                     let ports = (0..=u16::MAX).filter(|p| map.port(*p).is_some());
                     rig.claimed = (map.generation, ports.collect());
@@ -443,17 +513,26 @@ impl Op {
             32..48 => {
                 let io: Vec<_> = map.read.iter().filter(|r| matches!(r.target, Target::Io(..))).collect();
                 let Some(range) = io.get(rng.below(io.len())) else {
-                    return Op::Memory(value % Bench::RAM, 1, write.then_some(rng.next()));
+                    let at = if rng.one_in(2) { 0xc_0000 + rng.next() % 0x4_0000 } else { value % Bench::RAM };
+                    return Op::Memory(at, 1, write.then_some(rng.next()));
                 };
                 let len = range.end - range.start;
-                let within = if rng.one_in(4) { rng.next() % len } else { (rng.next() % 0x160).min(len - 1) };
+                let within = match rng.below(4) {
+                    0 => rng.next() % len,
+                    1 => (rng.next() % 0x160).min(len - 1),
+                    // Where the registers of the I/O APIC and of the HPET are.
+                    _ if len == 0x1000 => 0x10 * rng.below(2) as u64,
+                    _ => [0x10, 0x20, 0xf0, 0x100, 0x108, 0x120, 0x128, 0x140, 0x148][rng.below(9)],
+                };
                 let at = if rng.one_in(8) { within } else { within & !3 };
-                Op::Memory(range.start + at, rng.width(8), write.then_some(value))
+                let width = if rng.one_in(2) { 4 } else { rng.width(8) };
+                Op::Memory(range.start + at, width, write.then_some(value))
             }
             48..56 => {
                 let functions = rig.bench.machine.pci.functions();
                 let Some(f) = functions.get(rng.below(functions.len())) else { return Op::Advance(value % 1000) };
-                let offset = if rng.one_in(2) { rng.below(0x48) } else { rng.below(256) } as u16;
+                // Header, PAM and routing, or anywhere.
+                let offset = [rng.below(0x48), 0x58 + rng.below(0x18), rng.below(256)][rng.below(3)] as u16;
                 Op::Config(f.bdf(), offset, rng.width(4), write.then_some(value as u32))
             }
             56..58 if map.port(0x518).is_some() => {
@@ -539,7 +618,7 @@ impl Op {
                 }
             }
             Op::Room(n) => rig.room.store(*n, Ordering::Relaxed),
-            Op::Reset(kind) => rig.bench.machine.reset(*kind),
+            Op::Reset(kind) => rig.reset(*kind),
         }
         seen
     }
@@ -603,9 +682,9 @@ fn stream(subject: &Subject, case: u64, seed: u64) {
     let saved = rig.save();
     let mut twin = rig.twin(subject);
     assert_same(&twin.save(), &saved, "saved, loaded into a fresh machine and saved again");
-    rig.bench.machine.load(saved.clone()).unwrap();
-    assert_same(&rig.save(), &saved, "saved, loaded into the same machine and saved again");
-    rig.observe();
+    twin.load(&saved);
+    assert_same(&twin.save(), &saved, "loaded a second time and saved again");
+    twin.observe();
     for step in 0..AFTER {
         let op = Op::random(&mut rng, &mut rig);
         place.0 = format!("{}, case {case}, step {step} after taking over: {op:x?}", subject.name);
@@ -615,17 +694,16 @@ fn stream(subject: &Subject, case: u64, seed: u64) {
     place.0 = format!("{}, case {case}, at the end", subject.name);
     assert_same(&twin.save(), &rig.save(), "the twin has gone another way");
 
-    let machine = rig.machine();
-    machine.reset(ResetKind::System);
+    rig.reset(ResetKind::System);
     let once = rig.save();
-    machine.reset(ResetKind::System);
+    rig.reset(ResetKind::System);
     assert_same(&rig.save(), &once, "reset twice and reset once");
     assert_quiet(&rig);
     rig.wires.iter().for_each(|w| w.set(false));
-    machine.reset(ResetKind::PowerOn);
+    rig.reset(ResetKind::PowerOn);
     let fresh = Rig::new(subject);
-    fresh.bench.machine.clock().set(machine.clock().now());
-    fresh.bench.machine.reset(ResetKind::PowerOn);
+    fresh.bench.machine.clock().set(rig.bench.machine.clock().now());
+    fresh.reset(ResetKind::PowerOn);
     assert_same(&rig.save(), &fresh.save(), "power-on after use and when new");
     assert_quiet(&rig);
 }
@@ -667,7 +745,7 @@ fn every_register_answers_at_every_width_and_over_every_edge() {
             }
         }
         assert_small(&rig);
-        rig.bench.machine.reset(ResetKind::PowerOn);
+        rig.reset(ResetKind::PowerOn);
         assert_same(&rig.save(), &before, "power-on after use and when new");
     }
 }

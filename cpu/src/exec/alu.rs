@@ -206,7 +206,7 @@ fn compare_form(i: &mut Insn, d: &Dec, form: u8) -> Handler {
 }
 
 quick! {
-    fn into_reg<O: Alu, S: Operand, T: Int>[O, S::Quick, T](cpu, i) {
+    fn into_reg<O: Alu, S: Operand, T: Int>[O, S::Quick, T][O, S::Slow, T](cpu, i) {
         let b = S::get::<T>(cpu, i)?;
         let a = cpu.reg::<T>(i.reg);
         let r = O::run(&mut cpu.flags, a, b);
@@ -214,55 +214,55 @@ quick! {
         Ok(())
     }
 
-    fn into_mem<O: Alu, S: Operand, T: Int>[O, S::Quick, T](cpu, i) {
+    fn into_mem<O: Alu, S: Operand, T: Int>[O, S::Quick, T][O, S::Slow, T](cpu, i) {
         let b = cpu.reg::<T>(i.reg);
         S::update(cpu, i, |f, a| O::run(f, a, b))
     }
 
-    fn immediate<O: Alu, S: Operand, T: Int>[O, S::Quick, T](cpu, i) {
+    fn immediate<O: Alu, S: Operand, T: Int>[O, S::Quick, T][O, S::Slow, T](cpu, i) {
         let b = T::from_u64(i.imm);
         S::update(cpu, i, |f, a| O::run(f, a, b))
     }
 
-    fn compare_reg<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+    fn compare_reg<S: Operand, T: Int>[S::Quick, T][S::Slow, T](cpu, i) {
         let b = S::get::<T>(cpu, i)?;
         let a = cpu.reg::<T>(i.reg);
         Sub::run(&mut cpu.flags, a, b);
         Ok(())
     }
 
-    fn compare_mem<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+    fn compare_mem<S: Operand, T: Int>[S::Quick, T][S::Slow, T](cpu, i) {
         let a = S::get::<T>(cpu, i)?;
         let b = cpu.reg::<T>(i.reg);
         Sub::run(&mut cpu.flags, a, b);
         Ok(())
     }
 
-    fn compare_imm<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+    fn compare_imm<S: Operand, T: Int>[S::Quick, T][S::Slow, T](cpu, i) {
         let a = S::get::<T>(cpu, i)?;
         Sub::run(&mut cpu.flags, a, T::from_u64(i.imm));
         Ok(())
     }
 
-    fn test<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+    fn test<S: Operand, T: Int>[S::Quick, T][S::Slow, T](cpu, i) {
         let a = S::get::<T>(cpu, i)?;
         let b = cpu.reg::<T>(i.reg);
         And::run(&mut cpu.flags, a, b);
         Ok(())
     }
 
-    fn test_imm<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+    fn test_imm<S: Operand, T: Int>[S::Quick, T][S::Slow, T](cpu, i) {
         let a = S::get::<T>(cpu, i)?;
         And::run(&mut cpu.flags, a, T::from_u64(i.imm));
         Ok(())
     }
 
-    fn unary<O: Unary, S: Operand, T: Int>[O, S::Quick, T](cpu, i) {
+    fn unary<O: Unary, S: Operand, T: Int>[O, S::Quick, T][O, S::Slow, T](cpu, i) {
         S::update(cpu, i, O::run::<T>)
     }
 
     /// The destination is always written, if only with what it held.
-    fn cmpxchg<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+    fn cmpxchg<S: Operand, T: Int>[S::Quick, T][S::Slow, T](cpu, i) {
         let (accumulator, new) = (cpu.reg::<T>(RAX), cpu.reg::<T>(i.reg));
         let mut old = accumulator;
         S::update(cpu, i, |f, a| {
@@ -276,7 +276,7 @@ quick! {
         Ok(())
     }
 
-    fn xadd<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+    fn xadd<S: Operand, T: Int>[S::Quick, T][S::Slow, T](cpu, i) {
         let b = cpu.reg::<T>(i.reg);
         let mut old = b;
         S::update(cpu, i, |f, a| {

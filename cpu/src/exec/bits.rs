@@ -101,7 +101,7 @@ fn bit<O: Bit, S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn, number: u64) -> Res 
 }
 
 quick! {
-    fn bit_imm<O: Bit, S: Operand, T: Int>[O, S::Quick, T](cpu, i) {
+    fn bit_imm<O: Bit, S: Operand, T: Int>[O, S::Quick, T][O, S::Slow, T](cpu, i) {
         bit::<O, S, T>(cpu, i, i.imm)
     }
 }

@@ -129,25 +129,25 @@ fn jcc_form<C: Condition>(d: &Dec) -> Handler {
 }
 
 quick! {
-    fn jcc<C: Condition, N: Near>[C, N::Quick](cpu, i) {
+    fn jcc<C: Condition, N: Near>[C, N::Quick][C, N](cpu, i) {
         if cpu.flags.cond(C::CODE) {
             cpu.rip = N::target(cpu, cpu.next_rip(i).wrapping_add(i.imm))?;
         }
         Ok(())
     }
 
-    fn jmp<N: Near>[N::Quick](cpu, i) {
+    fn jmp<N: Near>[N::Quick][N](cpu, i) {
         cpu.rip = N::target(cpu, cpu.next_rip(i).wrapping_add(i.imm))?;
         Ok(())
     }
 
-    fn jmp_to<S: Operand, N: Near>[S::Quick, N::Quick](cpu, i) {
+    fn jmp_to<S: Operand, N: Near>[S::Quick, N::Quick][S::Slow, N](cpu, i) {
         let to = S::get::<N::Ip>(cpu, i)?.to_u64();
         cpu.rip = N::target(cpu, to)?;
         Ok(())
     }
 
-    fn call<N: Near>[N::Quick](cpu, i) {
+    fn call<N: Near>[N::Quick][N](cpu, i) {
         let next = cpu.next_rip(i);
         let to = N::target(cpu, next.wrapping_add(i.imm))?;
         N::Stack::push(cpu, N::Ip::from_u64(next))?;
@@ -155,7 +155,7 @@ quick! {
         Ok(())
     }
 
-    fn call_to<S: Operand, N: Near>[S::Quick, N::Quick](cpu, i) {
+    fn call_to<S: Operand, N: Near>[S::Quick, N::Quick][S::Slow, N](cpu, i) {
         let to = S::get::<N::Ip>(cpu, i)?.to_u64();
         let to = N::target(cpu, to)?;
         let next = cpu.next_rip(i);
@@ -164,7 +164,7 @@ quick! {
         Ok(())
     }
 
-    fn ret<N: Near>[N::Quick](cpu, _i) {
+    fn ret<N: Near>[N::Quick][N](cpu, _i) {
         let to = N::Stack::peek::<N::Ip>(cpu, 0)?.to_u64();
         cpu.rip = N::target(cpu, to)?;
         N::Stack::discard(cpu, u64::from(N::Ip::BYTES));

@@ -65,12 +65,13 @@ impl Hit {
     }
 }
 
-/// Defines a handler by one body, made twice: with the types in brackets, whose accesses are quick and may give up, and
-/// behind that with the parameters themselves. The body must change nothing before the last thing in it that can fail.
+/// Defines a handler by one body, made twice: with the types in the first brackets, whose accesses are quick and may
+/// give up, and behind that with those in the second. The body must change nothing before the last thing in it that can
+/// fail.
 macro_rules! quick {
     ($(
         $(#[$doc:meta])*
-        fn $name:ident<$($p:ident: $bound:ident),*>[$($quick:ty),*]($cpu:ident, $i:ident) $body:block
+        fn $name:ident<$($p:ident: $bound:ident),*>[$($quick:ty),*][$($slow:ty),*]($cpu:ident, $i:ident) $body:block
     )*) => {$(
         $(#[$doc])*
         fn $name<$($p: $bound),*>(cpu: &mut $crate::state::Cpu, i: &$crate::insn::Insn) -> $crate::insn::Res {
@@ -85,7 +86,7 @@ macro_rules! quick {
 
             match body::<$($quick),*>(cpu, i) {
                 Ok(()) => Ok(()),
-                Err(_) => slow::<$($p),*>(cpu, i),
+                Err(_) => slow::<$($slow),*>(cpu, i),
             }
         }
     )*};

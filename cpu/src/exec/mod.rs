@@ -177,6 +177,8 @@ impl<const N: u8> Condition for Cc<N> {
 pub(crate) trait Operand: 'static {
     /// The same, but it gives up on anything but a TLB hit, without a word in [`Cpu::why`]; see [`hit`].
     type Quick: Operand;
+    /// The same, when it does not matter how long it takes.
+    type Slow: Operand;
 
     /// Reads it.
     fn get<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res<T>;
@@ -191,6 +193,7 @@ pub(crate) struct Reg;
 
 impl Operand for Reg {
     type Quick = Reg;
+    type Slow = Reg;
 
     #[inline(always)]
     fn get<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res<T> {
@@ -214,6 +217,7 @@ impl Operand for Reg {
 
 impl<A: Addr> Operand for A {
     type Quick = Quick<A>;
+    type Slow = Gen;
 
     #[inline(always)]
     fn get<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res<T> {
@@ -242,6 +246,7 @@ pub(crate) struct Quick<A>(std::marker::PhantomData<A>);
 
 impl<A: Addr> Operand for Quick<A> {
     type Quick = Quick<A>;
+    type Slow = Gen;
 
     #[inline(always)]
     fn get<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res<T> {

@@ -147,48 +147,48 @@ fn offset_form(i: &mut Insn, d: &Dec) -> Handler {
 }
 
 quick! {
-    fn load<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+    fn load<S: Operand, T: Int>[S::Quick, T][S::Slow, T](cpu, i) {
         let v = S::get::<T>(cpu, i)?;
         cpu.set_reg(i.reg, v);
         Ok(())
     }
 
-    fn store<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+    fn store<S: Operand, T: Int>[S::Quick, T][S::Slow, T](cpu, i) {
         let v = cpu.reg::<T>(i.reg);
         S::put(cpu, i, v)
     }
 
-    fn store_imm<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+    fn store_imm<S: Operand, T: Int>[S::Quick, T][S::Slow, T](cpu, i) {
         S::put(cpu, i, T::from_u64(i.imm))
     }
 
     /// `D` is the destination, `T` the source.
-    fn movzx<D: Int, S: Operand, T: Int>[D, S::Quick, T](cpu, i) {
+    fn movzx<D: Int, S: Operand, T: Int>[D, S::Quick, T][D, S::Slow, T](cpu, i) {
         let v = S::get::<T>(cpu, i)?;
         cpu.set_reg(i.reg, D::from_u64(v.to_u64()));
         Ok(())
     }
 
-    fn movsx<D: Int, S: Operand, T: Int>[D, S::Quick, T](cpu, i) {
+    fn movsx<D: Int, S: Operand, T: Int>[D, S::Quick, T][D, S::Slow, T](cpu, i) {
         let v = S::get::<T>(cpu, i)?;
         cpu.set_reg(i.reg, D::from_u64(v.sext()));
         Ok(())
     }
 
     /// The source is read, and a 32-bit destination widened, whatever the condition.
-    fn cmov<C: Condition, S: Operand, T: Int>[C, S::Quick, T](cpu, i) {
+    fn cmov<C: Condition, S: Operand, T: Int>[C, S::Quick, T][C, S::Slow, T](cpu, i) {
         let v = S::get::<T>(cpu, i)?;
         let v = if cpu.flags.cond(C::CODE) { v } else { cpu.reg(i.reg) };
         cpu.set_reg(i.reg, v);
         Ok(())
     }
 
-    fn setcc<C: Condition, S: Operand, T: Int>[C, S::Quick, T](cpu, i) {
+    fn setcc<C: Condition, S: Operand, T: Int>[C, S::Quick, T][C, S::Slow, T](cpu, i) {
         let v = T::from_u64(u64::from(cpu.flags.cond(C::CODE)));
         S::put(cpu, i, v)
     }
 
-    fn xchg_mem<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+    fn xchg_mem<S: Operand, T: Int>[S::Quick, T][S::Slow, T](cpu, i) {
         let new = cpu.reg::<T>(i.reg);
         let mut old = new;
         S::update(cpu, i, |_, a| {

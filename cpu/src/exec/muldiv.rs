@@ -91,7 +91,7 @@ fn imul<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
 }
 
 quick! {
-    fn imul_reg<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+    fn imul_reg<S: Operand, T: Int>[S::Quick, T][S::Slow, T](cpu, i) {
         let b = S::get::<T>(cpu, i)?;
         let (_, low, overflow) = wide_imul(cpu.reg::<T>(i.reg), b);
         cpu.set_reg(i.reg, low);
@@ -99,7 +99,7 @@ quick! {
         Ok(())
     }
 
-    fn imul_imm<S: Operand, T: Int>[S::Quick, T](cpu, i) {
+    fn imul_imm<S: Operand, T: Int>[S::Quick, T][S::Slow, T](cpu, i) {
         let b = S::get::<T>(cpu, i)?;
         let (_, low, overflow) = wide_imul(b, T::from_u64(i.imm));
         cpu.set_reg(i.reg, low);

@@ -178,7 +178,7 @@ fn form<N: Count>(i: &mut Insn, d: &Dec, w: u8) -> Handler {
 }
 
 quick! {
-    fn shift<O: Shift, N: Count, S: Operand, T: Int>[O, N, S::Quick, T](cpu, i) {
+    fn shift<O: Shift, N: Count, S: Operand, T: Int>[O, N, S::Quick, T][O, N, S::Slow, T](cpu, i) {
         let count = masked::<T>(N::count(cpu, i));
         S::update(cpu, i, |f, a| if count == 0 { a } else { O::run::<T>(f, a, count) })
     }

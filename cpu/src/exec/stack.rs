@@ -219,17 +219,17 @@ pub(super) fn select(i: &mut Insn, d: &Dec) -> Option<Handler> {
 }
 
 quick! {
-    fn push<S: Operand, K: Stack, T: Int>[S::Quick, K::Quick, T](cpu, i) {
+    fn push<S: Operand, K: Stack, T: Int>[S::Quick, K::Quick, T][S::Slow, K, T](cpu, i) {
         let v = S::get::<T>(cpu, i)?;
         K::push(cpu, v)
     }
 
-    fn push_imm<K: Stack, T: Int>[K::Quick, T](cpu, i) {
+    fn push_imm<K: Stack, T: Int>[K::Quick, T][K, T](cpu, i) {
         K::push(cpu, T::from_u64(i.imm))
     }
 
     /// A destination that is addressed by RSP is addressed by what RSP is after the POP.
-    fn pop<S: Operand, K: Stack, T: Int>[S::Quick, K::Quick, T](cpu, i) {
+    fn pop<S: Operand, K: Stack, T: Int>[S::Quick, K::Quick, T][S::Slow, K, T](cpu, i) {
         let before = cpu.gpr[usize::from(RSP)];
         let v = K::pop::<T>(cpu)?;
         let done = S::put(cpu, i, v);
@@ -239,7 +239,7 @@ quick! {
         done
     }
 
-    fn leave<K: Stack, T: Int>[K::Quick, T](cpu, _i) {
+    fn leave<K: Stack, T: Int>[K::Quick, T][K, T](cpu, _i) {
         let top = cpu.gpr[usize::from(RBP)] & K::mask(cpu);
         let v = K::read::<T>(cpu, top)?;
         K::set(cpu, top.wrapping_add(u64::from(T::BYTES)) & K::mask(cpu));

@@ -1,7 +1,8 @@
 //! x87 instructions compared with the host's processor.
 //!
-//! Every encoding of D8 to DF is tried, undefined ones included, with registers, tags, control and status words that are
-//! mostly sane and sometimes anything. The harness compares the whole FXSAVE image, general registers, flags and memory.
+//! Every encoding of D8 to DF is tried, undefined ones included, with registers, tags, control and status words that
+//! are mostly sane and sometimes anything. The harness compares the whole FXSAVE image, general registers, flags and
+//! memory.
 //!
 //! What is forgiven, since processors differ:
 //! * C1 after FCOMI and its relatives: Intel documents it as 0, AMD's processors leave it alone;

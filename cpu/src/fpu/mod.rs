@@ -4,15 +4,16 @@
 //! in [`crate::softfloat`]; this module has the register stack, the tags, the status and control words, the pointers to
 //! the last instruction and operand, and the images that save all of it.
 //!
-//! The registers are held at their physical numbers, as the abridged tag word and MMX see them; ST(n) is `regs[top + n]`.
-//! An exception that is not masked sets ES and is reported by the next *waiting* instruction: as #MF with CR0.NE, else
-//! the way PCs did it: FERR# rises ([`Fpu::ferr`], wired to IRQ 13), and the processor stands still until an interrupt
-//! comes. The handler writes port F0h, which asserts IGNNE# ([`Fpu::ignne`]) until the error is cleared, so that it can
-//! use the x87 itself. FERR# rises when the waiting instruction is met, as since the P6; the 486 was earlier for some.
+//! The registers are held at their physical numbers, as the abridged tag word and MMX see them; ST(n) is the n-th from
+//! TOP. An exception that is not masked sets ES and is reported by the next *waiting* instruction: as #MF with CR0.NE,
+//! else the way PCs did it: FERR# rises ([`Fpu::ferr`], wired to IRQ 13), and the processor stands still until an
+//! interrupt comes. The handler writes port F0h, which asserts IGNNE# ([`Fpu::ignne`]) until the error is cleared, so
+//! that it can use the x87 itself. FERR# rises when the waiting instruction is met, as since the P6; the 486 was
+//! earlier for some.
 //!
 //! Where parts differ, the older Intel ones are followed: FOP, FIP, FCS, FDP and FDS are kept for every instruction but
-//! the control ones (newer parts keep FOP and FDP for unmasked exceptions only, and store FCS and FDS as 0; AMD parts
-//! before Zen 2 leave the pointers out of FXSAVE unless ES is set).
+//! the control ones. Newer Intel parts keep FOP and FDP for unmasked exceptions only, and store FCS and FDS as 0; AMD's
+//! EPYC saves all pointers as 0 unless ES is set.
 //!
 //! DOS programs use FERR# and FNSAVE in real mode; 32-bit kernels switch lazily by CR0.TS; every kernel since uses
 //! FXSAVE or XSAVE; C libraries read the status word after almost every operation.

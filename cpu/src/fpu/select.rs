@@ -99,8 +99,8 @@ fn memory(i: &Insn, d: &Dec) -> Option<Handler> {
     })
 }
 
-/// The register forms, with the aliases that parts have had since the 8087: DC D0, DC D8, DE D0 (FCOM, FCOMP), DD C8 and
-/// DF C8 (FXCH), D9 D8, DF D0 and DF D8 (FSTP).
+/// The register forms, with the aliases that parts have had since the 8087: DC D0, DC D8, DE D0 (FCOM, FCOMP), DD C8
+/// and DF C8 (FXCH), D9 D8, DF D0 and DF D8 (FSTP).
 fn register(i: &Insn, d: &Dec) -> Option<Handler> {
     let rm = i.rm & 7;
     Some(match (d.op & 7, d.ext()) {

@@ -1,8 +1,8 @@
 //! MMX and SSE instructions compared with the host's processor.
 //!
-//! Every opcode of ours is tried with every prefix, undefined combinations included, on lanes of all kinds, with MXCSR and
-//! x87 state that is mostly sane and sometimes anything. Left out is what a host may have and we do not offer: SSE4a, AES,
-//! PCLMULQDQ, SHA, GFNI.
+//! Every opcode of ours is tried with every prefix, undefined combinations included, on lanes of all kinds, with MXCSR
+//! and x87 state that is mostly sane and sometimes anything. Left out is what a host may have and we do not offer:
+//! SSE4a, AES, PCLMULQDQ, SHA, GFNI.
 //!
 //! RCPPS and RSQRTPS are approximations that differ by maker; their relative error must be below 1.5 * 2^-12.
 

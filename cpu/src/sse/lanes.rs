@@ -1,8 +1,8 @@
 //! Packed integer arithmetic inside 64-bit words.
 //!
-//! A word holds eight, four or two lanes of `W` bits. Each operation treats all of them at once with word arithmetic that
-//! no carry can cross lanes in; it is as fast on any host, and compilers turn pairs of words into vector code where they
-//! can. The tests compare every operation with the same done lane by lane.
+//! A word holds eight, four or two lanes of `W` bits. Each operation treats all of them at once with word arithmetic
+//! that no carry can cross lanes in; it is as fast on any host, and compilers turn pairs of words into vector code
+//! where they can. The tests compare every operation with the same done lane by lane.
 
 /// The lowest bit of every lane.
 #[inline(always)]

@@ -1,11 +1,11 @@
 //! MMX, and SSE up to SSE4.2.
 //!
-//! Source: Intel SDM volume 1 chapters 9 to 12, volume 2 for the instructions. Integer operations are done on 64-bit words
-//! ([`lanes`]), one for an MMX register and two for an XMM register, so most have a single definition. Arithmetic on
-//! floating point numbers is in [`crate::softfloat`], which uses the host's where MXCSR cannot tell the difference.
+//! Source: Intel SDM volume 1 chapters 9 to 12, volume 2 for the instructions. Integer operations are done on 64-bit
+//! words ([`lanes`]), one for an MMX register and two for an XMM register, so most have a single definition. Arithmetic
+//! on floating point numbers is in [`crate::softfloat`], which uses the host's where MXCSR cannot tell the difference.
 //!
-//! Which of the up to four instructions of an opcode is meant follows from the prefixes: F2 and F3 before 66. Combinations
-//! that name no instruction are #UD. So are SSE4a, AES, PCLMULQDQ, SHA and AVX, which are not offered.
+//! Which of the up to four instructions of an opcode is meant follows from the prefixes: F2 and F3 before 66.
+//! Combinations that name no instruction are #UD. So are SSE4a, AES, PCLMULQDQ, SHA and AVX, which are not offered.
 //!
 //! Memory operands of 16 bytes must be aligned (#GP(0)) but for the moves that say otherwise and PCMPxSTRx. MMX
 //! instructions report pending x87 exceptions, and leave no x87 register empty and TOP 0.
@@ -13,7 +13,8 @@
 //! Kernels and C libraries use the moves, logic, PCMPEQB and PMOVMSKB all the time; hash functions PADDD, shifts and
 //! shuffles; these have a handler for each way of addressing.
 
-/// What every instruction with XMM registers begins with. It leaves by a jump, so that handlers keep no stack frame for it.
+/// What every instruction with XMM registers begins with. It leaves by a jump, so that handlers keep no stack frame for
+/// it.
 macro_rules! enter {
     ($cpu:expr) => {
         if $cpu.sse_off() {
@@ -22,14 +23,14 @@ macro_rules! enter {
     };
 }
 
-/// Handlers that come in a quick form, which may give up without having done anything and is followed by the sure one. The
-/// body must change nothing before the last thing in it that can fail.
+/// Handlers that come in a quick form, which may give up without having done anything and is followed by the sure one.
+/// The body must change nothing before the last thing in it that can fail.
 macro_rules! handlers {
     ($(
         $(#[$doc:meta])*
-        fn $name:ident<$($o:ident: $bound:ident,)? @ $p:ident: $place:ident $(, $t:ident: $int:ident)? $(; const $c:ident: bool)?>(
-            $cpu:ident, $i:ident
-        ) $body:block
+        fn $name:ident<
+            $($o:ident: $bound:ident,)? @ $p:ident: $place:ident $(, $t:ident: $int:ident)? $(; const $c:ident: bool)?
+        >($cpu:ident, $i:ident) $body:block
     )*) => {$(
         $(#[$doc])*
         #[inline(never)]

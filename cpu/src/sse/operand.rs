@@ -1,7 +1,7 @@
 //! Where the second operand of an MMX or SSE instruction is.
 //!
-//! Memory in a flat segment is reached in two ways. [`Hit`] is for the translations that the TLB has: it calls nothing, and
-//! gives up without having done anything. The handler then runs again with [`Gen`], which is right in every case.
+//! Memory in a flat segment is reached in two ways. [`Hit`] is for the translations that the TLB has: it calls nothing,
+//! and gives up without having done anything. The handler then runs again with [`Gen`], which is right in every case.
 
 use std::marker::PhantomData;
 
@@ -101,8 +101,8 @@ impl Place for Gen {
 }
 
 impl Target for Gen {
-    /// Inside a page the second store succeeds if the first one does, or stops for a reason that makes the instruction run
-    /// again from its start.
+    /// Inside a page the second store succeeds if the first one does, or stops for a reason that makes the instruction
+    /// run again from its start.
     fn put_xmm(cpu: &mut Cpu, i: &Insn, v: Xmm, aligned: bool) -> Res {
         let lin = lin16(cpu, i, true, aligned)?;
         let stored = if lin & (PAGE_SIZE - 1) <= PAGE_SIZE - 16 {
@@ -123,8 +123,8 @@ impl Target for Gen {
 #[repr(C, packed)]
 struct Unaligned<T>(T);
 
-/// 16 bytes as the host moves them in one piece, if it does. What is written to a register in two pieces and read in one
-/// soon after, as copying memory does, costs hosts a dozen cycles.
+/// 16 bytes as the host moves them in one piece, if it does. What is written to a register in two pieces and read in
+/// one soon after, as copying memory does, costs hosts a dozen cycles.
 #[cfg(target_arch = "x86_64")]
 type Chunk = std::arch::x86_64::__m128i;
 #[cfg(not(target_arch = "x86_64"))]
@@ -156,8 +156,8 @@ impl<A: Addr> Hit<A> {
             return Err(Stop);
         }
         let host = readable(cpu, lin, len.into())?;
-        // SAFETY: a TLB entry with a tag has the host address of a page in the arena, and the access lies in the page. Any
-        // bits are a T.
+        // SAFETY: a TLB entry with a tag has the host address of a page in the arena, and the access lies in the page.
+        // Any bits are a T.
         Ok(unsafe { std::ptr::with_exposed_provenance::<Unaligned<T>>(host).read_volatile() }.0)
     }
 

@@ -1,7 +1,7 @@
 //! PCMPESTRI, PCMPESTRM, PCMPISTRI and PCMPISTRM.
 //!
-//! Two strings of bytes or words are compared element by element in one of four ways; the result is a mask of bits, from
-//! which an index or a register is made (SDM volume 2, 4.1).
+//! Two strings of bytes or words are compared element by element in one of four ways; the result is a mask of bits,
+//! from which an index or a register is made (SDM volume 2, 4.1).
 
 use super::int::bytes;
 use super::operand::{Place, Xmm};

@@ -53,7 +53,7 @@ fn plug(bench: &Bench, bdf: Bdf, fill: impl FnOnce(&mut Slot) -> Card) -> Arc<De
         slot.pci(IDS)?;
         Ok(Box::new(fill(slot)) as Box<dyn Device>)
     };
-    bench.machine.plug_with("card", Some(bdf), Backends::default(), create).unwrap()
+    bench.machine.plug_with(&bdf.to_string(), Some(bdf), Backends::default(), create).unwrap()
 }
 
 /// A card in slot 3 with BARs: ports at 0, memory at 1, 64-bit memory of 8 GiB at 2.
