@@ -119,7 +119,6 @@ pub fn kernel(node: &Node) -> Result<Kernel> {
 /// What the configuration asks for and this version cannot do.
 pub fn spec(node: &Node, kernel: Kernel, plain: bool) -> Result<Spec> {
     let instruction_clock = node.text("clock") == "instructions";
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(FIXED_START, |d| d.as_secs() as i64);
     Ok(Spec {
         cpus: node.int("cpus") as u32,
         memory: node.size("memory").next_multiple_of(4096),
@@ -130,11 +129,16 @@ pub fn spec(node: &Node, kernel: Kernel, plain: bool) -> Result<Spec> {
         model: model(node.child("cpu"))?,
         plain,
         instruction_clock,
-        rtc_start: if instruction_clock { FIXED_START } else { now },
+        rtc_start: if instruction_clock { FIXED_START } else { now() },
         uuid: node.maybe::<[u8; 16]>("uuid").unwrap_or_else(|| name_uuid(node.text("name"))),
         acpi: node.child("acpi").bool("enabled"),
         kernel,
     })
+}
+
+/// The host's time of day in seconds since 1970.
+pub fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(FIXED_START, |d| d.as_secs() as i64)
 }
 
 /// The other ends of the serial ports.

@@ -61,7 +61,7 @@ fn i386_on_the_440bx_board_with_the_8259_halts() {
 
 #[test]
 fn x2apic_on_four_processors_is_taken_and_a_panic_reboots() {
-    let settings = &["cpus=4", "cpu.hypervisor=kvm", "memory=4G"];
+    let settings = &["cpus=4", "cpu.hypervisor=kvm", "memory=1G"];
     let args = "end=panic panic=1".to_owned();
     let Some(ended) = boot(&Row { kernel: "amd64", settings, args, seconds: 600 }) else { return };
     assert!(ended.console.contains("x2apic enabled"), "{}", ended.console);
