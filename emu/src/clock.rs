@@ -121,8 +121,8 @@ struct Entry {
 #[derive(Default)]
 struct Queue {
     entries: Vec<Entry>,
-    /// (deadline, entry, stamp): equal deadlines fire in the order in which the timers were made, which a restored machine
-    /// has in common with the one that was saved.
+    /// (deadline, entry, stamp): equal deadlines fire in the order in which the timers were made, which a restored
+    /// machine has in common with the one that was saved.
     heap: BinaryHeap<Reverse<(u64, usize, u64)>>,
 }
 
@@ -166,8 +166,8 @@ impl Timers {
 
     /// Fires everything that is due now, in the order of the deadlines. Returns how many fired.
     pub fn run_due(&self) -> usize {
-        // One look at the clock: what becomes due meanwhile waits for the next call. A guest that programs a timer to come
-        // faster than the host can serve it would otherwise never get its thread back.
+        // One look at the clock: what becomes due meanwhile waits for the next call. A guest that programs a timer to
+        // come faster than the host can serve it would otherwise never get its thread back.
         let now = self.clock.now();
         let mut fired = 0;
         while self.next() <= now {

@@ -75,8 +75,8 @@ impl<T: Serialize + DeserializeOwned> State for T {
 
 /// A device. It runs only under a guest's access, a timer or a backend event, and the framework serialises the three.
 ///
-/// Guest accesses have no result type: a guest's bad access is not our error. `region` is the number that the device gave
-/// the region when it declared it; `width` is 1, 2, 4 or 8 bytes.
+/// Guest accesses have no result type: a guest's bad access is not our error. `region` is the number that the device
+/// gave the region when it declared it; `width` is 1, 2, 4 or 8 bytes.
 pub trait Device: Send {
     /// A read; the default is what an empty bus gives.
     fn read(&mut self, _region: u32, _offset: u64, _width: u8) -> u64 {
@@ -119,8 +119,8 @@ pub trait Device: Send {
         1
     }
 
-    /// The state was loaded: put what hangs on it (region kinds, derived caches) in order. The framework has already set
-    /// wires, timers and PCI configuration as they were.
+    /// The state was loaded: put what hangs on it (region kinds, derived caches) in order. The framework has already
+    /// set wires, timers and PCI configuration as they were.
     fn restored(&mut self) {}
 }
 
@@ -348,8 +348,8 @@ impl Params {
 /// Makes a device, taking its resources from the slot.
 pub type Create = fn(&mut Slot, &Params) -> Result<Box<dyn Device>, String>;
 
-/// A kind of device that a configuration can name. Help text, man page, unknown-key errors, the conformance test and the
-/// fuzz target all come from tables of these.
+/// A kind of device that a configuration can name. Help text, man page, unknown-key errors, the conformance test and
+/// the fuzz target all come from tables of these.
 pub struct Model {
     /// The name in configurations.
     pub name: &'static str,
@@ -453,8 +453,8 @@ impl Machine {
         self.parts.lock().unwrap().clone()
     }
 
-    /// Resets everything, what was put in last first: wires that move on the way are forgotten by the interrupt chips, which
-    /// boards put in before all that drives them.
+    /// Resets everything, what was put in last first: wires that move on the way are forgotten by the interrupt chips,
+    /// which boards put in before all that drives them.
     pub fn reset(&self, kind: ResetKind) {
         for part in self.parts().iter().rev() {
             part.reset(kind);
@@ -727,9 +727,9 @@ impl Slot {
         DmaMem::new(self.machine.space.clone(), master)
     }
 
-    /// Declares that a write of `width` bytes (0: any), of `value` if one is given, at `offset` of the device's region `region`
-    /// carries nothing but the news that it happened. The device gets [`Event::Doorbell`] in its place, from the writer's
-    /// thread or, where the hypervisor takes the write itself, from another.
+    /// Declares that a write of `width` bytes (0: any), of `value` if one is given, at `offset` of the device's region
+    /// `region` carries nothing but the news that it happened. The device gets [`Event::Doorbell`] in its place, from
+    /// the writer's thread or, where the hypervisor takes the write itself, from another.
     ///
     /// # Panics
     /// When the region was not declared before.

@@ -1,7 +1,8 @@
 //! PCI functions: configuration space as data, BARs that the guest can move, MSI and MSI-X.
 //!
 //! The core owns sizing, command-bit gating, bus mastering, INTx disable and the moving of BARs; a device hears of a
-//! configuration write afterwards, and only needs to for registers with side effects. (PCI Local Bus Specification 3.0.)
+//! configuration write afterwards, and only needs to for registers with side effects. (PCI Local Bus Specification
+//! 3.0.)
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -245,7 +246,8 @@ impl PciFunction {
     /// Adds a BAR.
     ///
     /// # Panics
-    /// When the index is out of range or taken, or the length is no power of two of at least 4 (ports) or 16 (memory) bytes.
+    /// When the index is out of range or taken, or the length is no power of two of at least 4 (ports) or 16 (memory)
+    /// bytes.
     pub fn add_bar(&self, index: u8, bar: Bar) {
         let least = if bar.kind == BarKind::Io { 4 } else { 16 };
         assert!(bar.len.is_power_of_two() && bar.len >= least, "BAR of {} bytes", bar.len);
@@ -579,7 +581,8 @@ pub struct Msix {
 const PBA: u64 = 0x800;
 
 impl Msix {
-    /// `bar` must already exist and be at least `offset + 4096` bytes long; device accesses to those 4 KiB come here first.
+    /// `bar` must already exist and be at least `offset + 4096` bytes long; device accesses to those 4 KiB come here
+    /// first.
     pub(crate) fn new(function: Arc<PciFunction>, vectors: u16, bar: u8, offset: u32, machine: &Arc<Machine>) -> Msix {
         assert!((1..=128).contains(&vectors) && offset.is_multiple_of(8));
         let at = function.add_capability(0x11, 12) as usize;

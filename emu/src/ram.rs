@@ -55,7 +55,11 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     fn new(len: usize, writable: bool) -> io::Result<Mapping> {
         let prot = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_NONE };
+        // FreeBSD overcommits by default and has no flag for it.
+        #[cfg(target_os = "linux")]
         let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
+        #[cfg(not(target_os = "linux"))]
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANON;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
         let base = unsafe { libc::mmap(std::ptr::null_mut(), len.max(1), prot, flags, -1, 0) };
         if base == libc::MAP_FAILED {

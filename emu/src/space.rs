@@ -1,10 +1,11 @@
 //! The physical address space and the port space: who answers where.
 //!
-//! Regions are declared with a base, a priority and a backing; the highest priority wins wherever two overlap, and reads
-//! and writes are laid out apart, so that chipset shadowing (reads from ROM, writes to RAM) is two regions and no special
-//! case. Any change makes a new immutable [`Map`] with a new generation; each vCPU and DMA engine looks things up in its own
-//! snapshot and refreshes it when the generation has moved, which costs one relaxed load an access. Back ends that keep
-//! page tables of their own are told before the change returns, thus before the guest access that caused it completes.
+//! Regions are declared with a base, a priority and a backing; the highest priority wins wherever two overlap, and
+//! reads and writes are laid out apart, so that chipset shadowing (reads from ROM, writes to RAM) is two regions and
+//! no special case. Any change makes a new immutable [`Map`] with a new generation; each vCPU and DMA engine looks
+//! things up in its own snapshot and refreshes it when the generation has moved, which costs one relaxed load an
+//! access. Back ends that keep page tables of their own are told before the change returns, thus before the guest
+//! access that caused it completes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};

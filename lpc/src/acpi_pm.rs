@@ -1,11 +1,12 @@
-//! ACPI fixed hardware as the power management function of the 82371AB (PIIX4) has it: PM1 event and control, the PM timer,
-//! one general-purpose event block, the SMI command port.
+//! ACPI fixed hardware as the power management function of the 82371AB (PIIX4) has it: PM1 event and control, the PM
+//! timer, one general-purpose event block, the SMI command port.
 //!
-//! Datasheet: 82371AB (290562), chapter 7; ACPI 1.0b, chapter 4. On boards with the PIIX4 function (8086:7113) the guest or
-//! its firmware moves the block by PMBA and switches it on by PMREGMISC; elsewhere it lies where the board puts it. The PM
-//! timer is 24 bits wide (32 on bhyve's board) at 3.579545 MHz. SLP_EN with the S5 type powers off; other sleep types are not offered and do
-//! nothing. SMM is not offered: a write to the command port acts at once, and APMC_EN (DEVACTB bit 25) reads 1 so that
-//! firmware leaves SMM alone. The SMBus and the idle timers of the chip are registers that hold what is written.
+//! Datasheet: 82371AB (290562), chapter 7; ACPI 1.0b, chapter 4. On boards with the PIIX4 function (8086:7113) the
+//! guest or its firmware moves the block by PMBA and switches it on by PMREGMISC; elsewhere it lies where the board
+//! puts it. The PM timer is 24 bits wide (32 on bhyve's board) at 3.579545 MHz. SLP_EN with the S5 type powers off;
+//! other sleep types are not offered and do nothing. SMM is not offered: a write to the command port acts at once, and
+//! APMC_EN (DEVACTB bit 25) reads 1 so that firmware leaves SMM alone. The SMBus and the idle timers of the chip are
+//! registers that hold what is written.
 
 use std::sync::Arc;
 
@@ -87,8 +88,8 @@ pub struct AcpiPm {
 }
 
 impl AcpiPm {
-    /// The PIIX4's block at `base`, with the SCI on ISA interrupt 9; as PCI function 8086:7113 if `pci`, then `base` is what the
-    /// firmware programs.
+    /// The PIIX4's block at `base`, with the SCI on ISA interrupt 9; as PCI function 8086:7113 if `pci`, then `base`
+    /// is what the firmware programs.
     ///
     /// # Errors
     /// When the slot is taken.

@@ -1,13 +1,13 @@
 //! QEMU's firmware configuration device (fw_cfg), on ports 510, 511 and 514.
 //!
-//! Source: QEMU's specification of the device (docs/specs/fw_cfg). A 16-bit selector at 510 picks an item, 511 gives its
-//! bytes one after the other and zeros past its end; an eight-byte big-endian register at 514 takes the address of a
-//! descriptor for transfers by DMA, the only way to write items. Items below key 20 are fixed, those above it are files, named
-//! in the directory, key 19.
+//! Source: QEMU's specification of the device (docs/specs/fw_cfg). A 16-bit selector at 510 picks an item, 511 gives
+//! its bytes one after the other and zeros past its end; an eight-byte big-endian register at 514 takes the address of
+//! a descriptor for transfers by DMA, the only way to write items. Items below key 20 are fixed, those above it are
+//! files, named in the directory, key 19.
 //!
-//! A descriptor is fetched once. A transfer moves a bounded number of bytes under the guest's access; the rest follows by a
-//! timer, which the specification allows for: clients poll the control word until it is clear (SeaBIOS, OVMF and Linux's
-//! qemu_fw_cfg do). Where the descriptor or its buffer is not RAM, the transfer fails.
+//! A descriptor is fetched once. A transfer moves a bounded number of bytes under the guest's access; the rest follows
+//! by a timer, which the specification allows for: clients poll the control word until it is clear (SeaBIOS, OVMF and
+//! Linux's qemu_fw_cfg do). Where the descriptor or its buffer is not RAM, the transfer fails.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

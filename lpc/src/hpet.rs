@@ -1,32 +1,34 @@
 //! High precision event timers (HPET) as integrated in ICH and later chipsets.
 //!
-//! Specification: IA-PC HPET 1.0a (Intel, October 2004). A 64-bit main counter at 100 MHz and three comparators, each of 32
-//! or 64 bits, one-shot or periodic, edge or level triggered. The counter is computed from the machine's clock, of which a
-//! tick is a whole number of nanoseconds: it cannot drift. Comparators are settled whenever somebody looks and by one
-//! timer for the earliest match, which only runs while a comparator can interrupt or set its status bit. A match that is
-//! noticed late keeps its phase; matches that have passed together are one interrupt. Not offered: FSB delivery.
+//! Specification: IA-PC HPET 1.0a (Intel, October 2004). A 64-bit main counter at 10 MHz and three comparators, each
+//! of 32 or 64 bits, one-shot or periodic, edge or level triggered. The counter is computed from the machine's clock,
+//! of which a tick is a whole number of nanoseconds: it cannot drift. Comparators are settled whenever somebody looks
+//! and by one timer for the earliest match, which only runs while a comparator can interrupt or set its status bit. A
+//! match that is noticed late keeps its phase; matches that have passed together are one interrupt. Not offered: FSB
+//! delivery.
 //!
 //! Under legacy replacement comparators 0 and 1 take ISA interrupts 0 and 8 over from the 8254 and the MC146818. The
-//! [`LegacyRoute`] in front of those two wires does it, and neither of the replaced chips knows. An edge is held high until
-//! just before the next one, since an 8259 forgets a request whose wire falls before the acknowledge.
+//! [`LegacyRoute`] in front of those two wires does it, and neither of the replaced chips knows. An edge is held high
+//! until just before the next one, since an 8259 forgets a request whose wire falls before the acknowledge.
 //!
-//! Linux ticks on comparator 0 under legacy replacement until it trusts the local APIC timer; FreeBSD reads the low half as
-//! a timecounter (7 and later) and uses comparators through I/O APIC pins (9 and later), both in 32-bit mode.
+//! Linux ticks on comparator 0 under legacy replacement until it trusts the local APIC timer; FreeBSD reads the low
+//! half as a timecounter (7 and later) and uses comparators through I/O APIC pins (9 and later), both in 32-bit mode.
 
 use std::sync::{Arc, Mutex};
 
 use emu::{Device, DeviceState, Event, IrqLine, IrqSink, Machine, ResetKind, Saved, Slot, State, Timer, Widths};
 use serde::{Deserialize, Serialize};
 
-/// Nanoseconds of a main counter tick.
-const TICK: u64 = 10;
+/// Nanoseconds of a main counter tick, the most that the specification allows: Linux gives an event up as missed when
+/// fewer than 128 ticks are left after it has been programmed, and an access costs some of them.
+const TICK: u64 = 100;
 /// Comparators.
 const COUNT: usize = 3;
 /// Bytes of the register block.
 const LEN: u64 = 0x400;
 /// Periodic matches closer together than this many ticks count as one: no guest tells them apart, and none may keep the
 /// host busy with them.
-const CLOSEST: u64 = 100;
+const CLOSEST: u64 = 10;
 
 const CAPABILITIES: u64 = 0x00;
 const CONFIG: u64 = 0x10;
@@ -61,16 +63,16 @@ struct Switch {
 
 /// Who drives ISA interrupts 0 and 8: the 8254 and the MC146818, or the HPET's comparators 0 and 1.
 ///
-/// A leaf chip between these chips and the board's wires. It is made before them, so that a restored machine knows whom it
-/// listens to before their levels come back.
+/// A leaf chip between these chips and the board's wires. It is made before them, so that a restored machine knows
+/// whom it listens to before their levels come back.
 pub struct LegacyRoute {
     switch: Mutex<Switch>,
     out: [IrqLine; 2],
 }
 
 impl LegacyRoute {
-    /// Puts the switch in front of wires 0 and 8 of the board's ISA interrupts, before [`Machine::set_isa_irqs`] is given
-    /// them.
+    /// Puts the switch in front of wires 0 and 8 of the board's ISA interrupts, before [`Machine::set_isa_irqs`] is
+    /// given them.
     ///
     /// # Panics
     /// When there are less than nine wires.
@@ -331,12 +333,12 @@ pub struct Hpet {
 impl Hpet {
     /// Where every PC has it.
     pub const BASE: u64 = 0xfed0_0000;
-    /// The low half of the capability register: revision 1, three comparators, 64 bits, legacy replacement, Intel. The ACPI
-    /// table repeats it.
+    /// The low half of the capability register: revision 1, three comparators, 64 bits, legacy replacement, Intel. The
+    /// ACPI table repeats it.
     pub const ID: u32 = 0x8086_a201;
 
-    /// Puts the block at `base`. `route` is the switch before ISA interrupts 0 and 8, `pins` are I/O APIC inputs (number below
-    /// 32, output) that the comparators may use.
+    /// Puts the block at `base`. `route` is the switch before ISA interrupts 0 and 8, `pins` are I/O APIC inputs
+    /// (number below 32, output) that the comparators may use.
     pub fn create(slot: &mut Slot, base: u64, route: Arc<LegacyRoute>, pins: Vec<(u8, IrqLine)>) -> Box<dyn Device> {
         slot.memory(0, base, LEN, 2, Widths::QWORD);
         let legacy = [0, 1].map(|n| slot.keep(IrqLine::new(route.clone(), COMPARATOR0 as u32 + n)));
@@ -475,18 +477,18 @@ mod tests {
     #[test]
     fn the_counter_runs_at_its_stated_rate_without_drift_and_only_while_enabled() {
         let mut b = rig();
-        assert_eq!(b.bus.read(Hpet::BASE, 8), 0x0098_9680_8086_a201);
+        assert_eq!(b.bus.read(Hpet::BASE, 8), 0x05f5_e100_8086_a201);
         b.advance(S);
         assert_eq!(b.bus.read(Hpet::BASE + MAIN_COUNTER, 8), 0);
         put(&mut b, CONFIG, 1);
         b.advance(600 * S);
-        assert_eq!(b.bus.read(Hpet::BASE + MAIN_COUNTER, 8), 60_000_000_000);
+        assert_eq!(b.bus.read(Hpet::BASE + MAIN_COUNTER, 8), 6_000_000_000);
         put(&mut b, CONFIG, 0);
         b.advance(S);
-        assert_eq!(b.bus.read(Hpet::BASE + MAIN_COUNTER, 8), 60_000_000_000);
+        assert_eq!(b.bus.read(Hpet::BASE + MAIN_COUNTER, 8), 6_000_000_000);
         b.bus.write(Hpet::BASE + MAIN_COUNTER, 8, u64::MAX);
         put(&mut b, CONFIG, 1);
-        b.advance(25);
+        b.advance(2 * TICK + TICK / 2);
         assert_eq!(b.bus.read(Hpet::BASE + MAIN_COUNTER, 8), 1, "it wraps");
     }
 
@@ -509,7 +511,7 @@ mod tests {
         put(&mut b, timer(2), (20 << 9 | TN_INT_ENABLE | TN_32MODE) as u32);
         put(&mut b, timer(2) + 8, 1000);
         b.edges(10);
-        b.advance(9_999);
+        b.advance(1000 * TICK - 1);
         assert_eq!(b.edges(10), 0);
         b.advance(1);
         assert_eq!(b.edges(10), 1);
@@ -527,12 +529,12 @@ mod tests {
     fn a_periodic_comparator_ticks_at_its_rate_for_ten_minutes() {
         let mut b = rig();
         put(&mut b, CONFIG, 1);
-        periodic(&mut b, 1, 21 << 9, 100_000);
+        periodic(&mut b, 1, 21 << 9, 10_000);
         b.edges(11);
         b.advance(600 * S);
         assert_eq!(b.edges(11), 600_000);
         let (next, now) = (get(&mut b, timer(1) + 8), get(&mut b, MAIN_COUNTER));
-        assert_eq!(next.wrapping_sub(now), 100_000, "the comparator shows the next match");
+        assert_eq!(next.wrapping_sub(now), 10_000, "the comparator shows the next match");
     }
 
     #[test]
@@ -543,7 +545,7 @@ mod tests {
         assert_eq!(get(&mut b, timer(0)) as u64 & TN_VAL_SET, 0);
         put(&mut b, CONFIG, 1);
         b.edges(10);
-        b.advance(9_000);
+        b.advance(900 * TICK);
         assert_eq!(b.edges(10), 3);
     }
 
@@ -553,10 +555,10 @@ mod tests {
         put(&mut b, CONFIG, 1);
         periodic(&mut b, 0, 20 << 9, 1000);
         b.edges(10);
-        b.machine.clock().set(35_000);
+        b.machine.clock().set(3500 * TICK);
         b.machine.timers.run_due();
         assert_eq!(b.edges(10), 1);
-        b.advance(4_999);
+        b.advance(500 * TICK - 1);
         assert_eq!(b.edges(10), 0);
         b.advance(1);
         assert_eq!(b.edges(10), 1);
@@ -568,7 +570,7 @@ mod tests {
         put(&mut b, CONFIG, 1);
         put(&mut b, timer(1), (20 << 9 | TN_INT_ENABLE | TN_LEVEL) as u32);
         b.bus.write(Hpet::BASE + timer(1) + 8, 8, 100);
-        b.advance(2_000);
+        b.advance(200 * TICK);
         assert!(b.irq(10));
         assert_eq!(get(&mut b, STATUS), 2);
         put(&mut b, STATUS, 1);
@@ -587,7 +589,7 @@ mod tests {
         put(&mut b, CONFIG, 1);
         put(&mut b, timer(2), (20 << 9 | TN_LEVEL) as u32);
         b.bus.write(Hpet::BASE + timer(2) + 8, 8, 100);
-        b.advance(2_000);
+        b.advance(200 * TICK);
         assert_eq!(get(&mut b, STATUS), 4);
         assert!(!b.irq(10));
     }
@@ -605,8 +607,8 @@ mod tests {
         assert!(b.irq(8));
         put(&mut b, CONFIG, 3);
         assert!(!b.irq(8));
-        periodic(&mut b, 0, 0, 1_000_000);
-        periodic(&mut b, 1, 0, 2_000_000);
+        periodic(&mut b, 0, 0, 100_000);
+        periodic(&mut b, 1, 0, 200_000);
         b.edges(0);
         b.edges(8);
         b.advance(S);
@@ -643,7 +645,7 @@ mod tests {
     fn a_restored_machine_hears_neither_a_replaced_8254_nor_an_old_edge() {
         let mut b = rig();
         put(&mut b, CONFIG, 3);
-        periodic(&mut b, 0, 0, 1_000_000);
+        periodic(&mut b, 0, 0, 100_000);
         b.advance(S / 20);
         let saved: Vec<Saved> = b.machine.parts().iter().map(|p| p.save()).collect();
         let mut c = rig();

@@ -1,11 +1,11 @@
 //! Intel 8042 keyboard controller of an AT with PS/2 ports, and what hangs on it: a keyboard and a mouse.
 //!
-//! Sources: IBM PS/2 Hardware Interface Technical Reference (keyboard and auxiliary device controller), the keyboard's and the
-//! mouse's command sets ibid. Ports 60 and 64, IRQ 1 and 12. The controller holds one byte for the host at a time; bytes of
-//! the devices wait in their own queues, the controller's answers go first. Scan code set 2 is what the keyboard sends and
-//! the controller translates to set 1 unless told not to; sets 1 and 3 are chosen by F0. A byte is visible at once; devices
-//! do not take the milliseconds that a wire takes, except that the self-test's result of a reset comes after its
-//! acknowledge. The fast reset FE and the A20 output go to the machine.
+//! Sources: IBM PS/2 Hardware Interface Technical Reference (keyboard and auxiliary device controller), the keyboard's
+//! and the mouse's command sets ibid. Ports 60 and 64, IRQ 1 and 12. The controller holds one byte for the host at a
+//! time; bytes of the devices wait in their own queues, the controller's answers go first. Scan code set 2 is what the
+//! keyboard sends and the controller translates to set 1 unless told not to; sets 1 and 3 are chosen by F0. A byte is
+//! visible at once; devices do not take the milliseconds that a wire takes, except that the self-test's result of a
+//! reset comes after its acknowledge. The fast reset FE and the A20 output go to the machine.
 //!
 //! OpenBSD's pckbc wants IRQ 12 only after A8; BSDs and Linux test the ports with AA, AB, A9 and identify with F2.
 
@@ -369,7 +369,8 @@ impl I8042 {
         self.queue(byte, false);
     }
 
-    /// Queues an answer as if it came from the keyboard or the mouse. The oldest gives way, as the only one does on the chip.
+    /// Queues an answer as if it came from the keyboard or the mouse. The oldest gives way, as the only one does on
+    /// the chip.
     fn queue(&mut self, byte: u8, mouse: bool) {
         let answers = &mut self.regs.answers;
         if answers.len() >= ANSWERS {

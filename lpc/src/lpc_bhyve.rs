@@ -1,10 +1,10 @@
 //! The two functions that bhyve's own board consists of: a host bridge without registers and an LPC bridge.
 //!
-//! Facts: bhyve(8) and its behaviour in FreeBSD 13 to 15. The host bridge is 1275:1275 (NetApp), or 1022:7432 where it stands
-//! for an AMD one; its PCI Express capability, of a root port, is what makes FreeBSD believe that the machine does message
-//! signalled interrupts. It shadows nothing: C0000-FFFFF is as the board lays it out. The LPC bridge has the ids of the PIIX3's
-//! ISA bridge (8086:7000) but the interrupt router of an ICH: eight inputs, registers 60-63 and 68-6B. Power management lies
-//! at fixed ports ([`crate::AcpiPm::create_bhyve`]) and is no function.
+//! Facts: bhyve(8) and its behaviour in FreeBSD 13 to 15. The host bridge is 1275:1275 (NetApp), or 1022:7432 where it
+//! stands for an AMD one; its PCI Express capability, of a root port, is what makes FreeBSD believe that the machine
+//! does message signalled interrupts. It shadows nothing: C0000-FFFFF is as the board lays it out. The LPC bridge has
+//! the ids of the PIIX3's ISA bridge (8086:7000) but the interrupt router of an ICH: eight inputs, registers 60-63 and
+//! 68-6B. Power management lies at fixed ports ([`crate::AcpiPm::create_bhyve`]) and is no function.
 //!
 //! Guests that bhyve runs find here what they find there, down to the numbers in their ACPI tables.
 
@@ -23,8 +23,8 @@ pub const AMD_HOST_BRIDGE: PciIds = PciIds { vendor: 0x1022, device: 0x7432, ..H
 /// Ids of the LPC bridge.
 pub const LPC_BRIDGE: PciIds = PciIds { vendor: 0x8086, device: 0x7000, class: 0x06_0100, ..HOST_BRIDGE };
 
-/// First port of the power management block: PM1 event, control at +4, timer at +8, general-purpose event at +C (a byte of
-/// status, a byte of enable).
+/// First port of the power management block: PM1 event, control at +4, timer at +8, general-purpose event at +C (a
+/// byte of status, a byte of enable).
 pub const PM_BASE: u16 = 0x400;
 /// What the command port, B2, takes to give the SCI to the operating system.
 pub const ACPI_ENABLE: u8 = 0xa0;

@@ -1,8 +1,9 @@
 //! PCI-to-ISA bridge of the 82371SB (PIIX3) and 82371AB/EB (PIIX4).
 //!
-//! Datasheets: 82371SB (290550), 82371AB (290562). Modelled: the PIRQ route registers 60-63, the reset control register CF9,
-//! port 92 (fast A20 and INIT), the coprocessor error latch F0, and configuration registers that firmware stores into. The
-//! other parts of the chip (8259, 8254, 8237, IDE, USB, power management) are devices of their own.
+//! Datasheets: 82371SB (290550), 82371AB (290562). Modelled: the PIRQ route registers 60-63, the reset control
+//! register CF9, port 92 (fast A20 and INIT), the coprocessor error latch F0, and configuration registers that
+//! firmware stores into. The other parts of the chip (8259, 8254, 8237, IDE, USB, power management) are devices of
+//! their own.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
-//! The PCI interrupt router of PIIX (four inputs, PIRQ A to D) and ICH (eight): each is led to one ISA interrupt, or to none,
-//! and to an I/O APIC pin of its own. The interrupts of the board's own chips are reserved and route nowhere.
+//! The PCI interrupt router of PIIX (four inputs, PIRQ A to D) and ICH (eight): each is led to one ISA interrupt, or
+//! to none, and to an I/O APIC pin of its own. The interrupts of the board's own chips are reserved and route nowhere.
 //!
-//! A leaf chip: interrupt wires are driven from any thread. The registers live in the ISA bridge's configuration space; the
-//! bridge calls [`Pirq::route`] when they change, and a wire that is up moves with its route at once.
+//! A leaf chip: interrupt wires are driven from any thread. The registers live in the ISA bridge's configuration
+//! space; the bridge calls [`Pirq::route`] when they change, and a wire that is up moves with its route at once.
 
 use std::sync::{Arc, Mutex};
 
@@ -26,8 +26,8 @@ pub struct Pirq {
 }
 
 impl Pirq {
-    /// A router on the machine's ISA wires; `apic` are outputs on the I/O APIC's pins for PIRQ A to D, unconnected where
-    /// there is none.
+    /// A router on the machine's ISA wires; `apic` are outputs on the I/O APIC's pins for PIRQ A to D, unconnected
+    /// where there is none.
     pub fn new(machine: &Machine, apic: [IrqLine; 4]) -> Arc<Pirq> {
         Pirq::with_inputs(machine, apic.into())
     }

@@ -1,12 +1,13 @@
 //! All parts of this crate, each alone and as whole boards, against what every part owes the framework:
 //!
 //! * it answers (or leaves alone) every port and address that it claims at every width, whatever the guest does;
-//! * reset leads to the power-on state from anywhere, and a second one changes nothing; nothing asks for attention then;
+//! * reset leads to the power-on state from anywhere, and a second one changes nothing; nothing asks for attention
+//!   then;
 //! * what it saves loads into a fresh instance, which saves the same again and from there on behaves the same;
 //! * its state does not grow without bound.
 //!
-//! The guest is a stream of random accesses, events and pauses from a fixed seed. `BHYVE_RS_FUZZ_CASES` (default 20) says
-//! how many streams each subject gets.
+//! The guest is a stream of random accesses, events and pauses from a fixed seed. `BHYVE_RS_FUZZ_CASES` (default 50)
+//! says how many streams each subject gets.
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -155,8 +156,8 @@ impl Rig {
         self.bench.machine.parts().iter().map(|p| (p.name().to_owned(), p.save())).collect()
     }
 
-    /// The last part first, as a machine is restored: devices drive their wires, then the interrupt chips, which came before
-    /// them, forget the edges.
+    /// The last part first, as a machine is restored: devices drive their wires, then the interrupt chips, which came
+    /// before them, forget the edges.
     fn load(&self, saved: &[(String, Saved)]) {
         for (part, (name, state)) in self.bench.machine.parts().iter().zip(saved).rev() {
             part.load(state.clone()).unwrap_or_else(|e| panic!("{name} does not load what it saved: {e}"));
@@ -451,9 +452,9 @@ const HPET_HABITS: &[(u64, &[u64])] = &[
     (0x100, &[0x0104, 0x014c, 0x000c, 0x2806, 0x294c, 0x0004]),
     (0x120, &[0x2904, 0x2a4c, 0x014c]),
     (0x140, &[0x2804, 0x284c, 0x2c06]),
-    (0x108, &[100, 5_000, 80_000]),
-    (0x128, &[100, 5_000, 80_000]),
-    (0x148, &[100, 5_000, 80_000]),
+    (0x108, &[10, 500, 8_000]),
+    (0x128, &[10, 500, 8_000]),
+    (0x148, &[10, 500, 8_000]),
 ];
 
 /// One thing that happens to the machine.
@@ -539,9 +540,9 @@ impl Op {
                 let control = (rng.below(0x24) as u32) << 16 | rng.below(32) as u32;
                 Op::FwCfg(control, [value as u32, value as u32 % 300][rng.below(2)], rng.next() % (Bench::RAM + 50_000))
             }
-            58..66 => Op::Advance(match rng.below(40) {
-                0 => rng.next() % 20_000_000,
-                1..10 => rng.next() % 1_000_000,
+            58..66 => Op::Advance(match rng.below(30) {
+                0 | 1 => rng.next() % 20_000_000,
+                2..10 => rng.next() % 1_000_000,
                 _ => rng.next() % 10_000,
             }),
             66 => Op::Wire(rng.below(rig.wires.len()), write),
@@ -636,7 +637,7 @@ impl Drop for Place {
 }
 
 fn cases() -> u64 {
-    std::env::var("BHYVE_RS_FUZZ_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(20)
+    std::env::var("BHYVE_RS_FUZZ_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(50)
 }
 
 /// After a reset nothing asks for attention, but for the 8254, which runs by itself.
