@@ -1,0 +1,151 @@
+//! What a user types at a console on a terminal: bytes for the guest, and commands behind a tilde at the start of a
+//! line, as cu(1) and ssh(1) have them.
+
+/// What a user asks for at the console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsoleCommand {
+    /// `~.`: leave, which ends the machine.
+    Quit,
+    /// `~b`: a break on the serial line.
+    Break,
+    /// `~r`: the reset button.
+    Reset,
+    /// `~p`: the power button.
+    PowerButton,
+}
+
+/// What `~?` shows.
+pub(super) const HELP: &str = "\r\n\
+    Commands, at the start of a line:\r\n\
+    \x20 ~.   quit: end the machine\r\n\
+    \x20 ~p   press the power button\r\n\
+    \x20 ~r   press the reset button\r\n\
+    \x20 ~b   send a break\r\n\
+    \x20 ~^Z  suspend bhyve-rs\r\n\
+    \x20 ~~   send one ~\r\n\
+    \x20 ~?   this text\r\n";
+
+/// What became of a byte that was typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Typed {
+    /// Nothing yet.
+    Held,
+    /// It is for the guest.
+    Byte(u8),
+    /// A tilde that was held, and it, are for the guest.
+    TildeAnd(u8),
+    /// It ends a command.
+    Command(ConsoleCommand),
+    /// `~?`
+    Help,
+    /// `~^Z`
+    Suspend,
+}
+
+/// The state between two bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Escape {
+    /// Nothing was typed since the last end of line.
+    #[default]
+    LineStart,
+    /// A tilde at the start of a line.
+    Tilde,
+    /// Within a line.
+    Line,
+}
+
+const SUSPEND: u8 = 0x1a;
+
+impl Escape {
+    /// Takes the next byte.
+    pub(super) fn feed(&mut self, byte: u8) -> Typed {
+        let after_tilde = *self == Escape::Tilde;
+        if *self == Escape::LineStart && byte == b'~' {
+            *self = Escape::Tilde;
+            return Typed::Held;
+        }
+        *self = if matches!(byte, b'\r' | b'\n') { Escape::LineStart } else { Escape::Line };
+        if !after_tilde {
+            return Typed::Byte(byte);
+        }
+        let typed = match byte {
+            b'~' => return Typed::Byte(b'~'),
+            b'.' => Typed::Command(ConsoleCommand::Quit),
+            b'b' => Typed::Command(ConsoleCommand::Break),
+            b'r' => Typed::Command(ConsoleCommand::Reset),
+            b'p' => Typed::Command(ConsoleCommand::PowerButton),
+            b'?' => Typed::Help,
+            SUSPEND => Typed::Suspend,
+            _ => return Typed::TildeAnd(byte),
+        };
+        // The guest saw nothing of it, so the line is as new.
+        *self = Escape::LineStart;
+        typed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the guest gets, and the commands.
+    fn typed(text: &[u8]) -> (Vec<u8>, Vec<Typed>) {
+        let (mut escape, mut bytes, mut rest) = (Escape::default(), Vec::new(), Vec::new());
+        for &byte in text {
+            match escape.feed(byte) {
+                Typed::Held => {}
+                Typed::Byte(b) => bytes.push(b),
+                Typed::TildeAnd(b) => bytes.extend([b'~', b]),
+                command => rest.push(command),
+            }
+        }
+        (bytes, rest)
+    }
+
+    #[test]
+    fn each_command_is_known_at_the_start_and_after_either_end_of_line() {
+        for (key, command) in [
+            (b'.', Typed::Command(ConsoleCommand::Quit)),
+            (b'b', Typed::Command(ConsoleCommand::Break)),
+            (b'r', Typed::Command(ConsoleCommand::Reset)),
+            (b'p', Typed::Command(ConsoleCommand::PowerButton)),
+            (b'?', Typed::Help),
+            (0x1a, Typed::Suspend),
+        ] {
+            assert_eq!(typed(&[b'~', key]), (vec![], vec![command]));
+            assert_eq!(typed(&[b'a', b'\r', b'~', key, b'z']), (b"a\rz".to_vec(), vec![command]));
+            assert_eq!(typed(&[b'\n', b'~', key]), (b"\n".to_vec(), vec![command]));
+        }
+    }
+
+    #[test]
+    fn a_tilde_within_a_line_is_a_tilde() {
+        assert_eq!(typed(b"ls ~.\r"), (b"ls ~.\r".to_vec(), vec![]));
+        assert_eq!(typed(b" ~."), (b" ~.".to_vec(), vec![]));
+    }
+
+    #[test]
+    fn two_tildes_send_one_and_do_not_arm_a_third() {
+        assert_eq!(typed(b"~~."), (b"~.".to_vec(), vec![]));
+        assert_eq!(typed(b"~~~."), (b"~~.".to_vec(), vec![]));
+    }
+
+    #[test]
+    fn a_tilde_before_an_unknown_key_reaches_the_guest_with_it() {
+        assert_eq!(typed(b"~/bin\r"), (b"~/bin\r".to_vec(), vec![]));
+        // The end of the line is one, so that the next tilde counts.
+        assert_eq!(typed(b"~\r~."), (b"~\r".to_vec(), vec![Typed::Command(ConsoleCommand::Quit)]));
+    }
+
+    #[test]
+    fn commands_can_follow_one_another_without_an_end_of_line() {
+        assert_eq!(typed(b"~?~.").1, [Typed::Help, Typed::Command(ConsoleCommand::Quit)]);
+    }
+
+    #[test]
+    fn a_lone_tilde_is_held() {
+        let mut escape = Escape::default();
+        assert_eq!(escape.feed(b'~'), Typed::Held);
+        assert_eq!(escape, Escape::Tilde);
+    }
+}

@@ -1,0 +1,101 @@
+//! A pseudo-terminal. Programs open its slave, as cu(1) and screen(1) do, close it and open it again as they like.
+//!
+//! We hold the slave open ourselves. Otherwise the master reports a hang-up whenever the last user leaves, in ways that
+//! differ between systems, and FreeBSD puts the slave back into cooked mode, in which it would echo the guest's own
+//! output to the guest. The price is that nobody can tell whether there is a user: output that is not read is dropped
+//! after a second, as [`super::line`] says.
+
+use std::fs::{File, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use mio::Interest;
+use mio::unix::SourceFd;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::pty::openpty;
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+
+use super::Description;
+use super::line::Line;
+use crate::io::{Gate, Io, Source};
+
+/// Opens a pseudo-terminal, with a symbolic link to its slave if a path is given.
+pub(super) fn open(io: &Arc<Io>, link: Option<&Path>, block: bool) -> io::Result<(Arc<Line>, Description)> {
+    let pair = openpty(None, None)?;
+    let (master, slave) = (File::from(pair.master), pair.slave);
+    for fd in [master.as_fd(), slave.as_fd()] {
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    }
+    fcntl(&master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    let mut modes = tcgetattr(&slave)?;
+    cfmakeraw(&mut modes);
+    tcsetattr(&slave, SetArg::TCSANOW, &modes)?;
+    let name = nix::unistd::ttyname(&slave)?;
+    // Group tty could otherwise write(1) to it, which the guest would take for typed.
+    std::fs::set_permissions(&name, Permissions::from_mode(0o600))?;
+    let link = link.map(|path| Link::make(path, &name)).transpose()?;
+
+    let line = Line::loose(&name.display().to_string(), block);
+    let key = io.key();
+    io.registry().register(&mut SourceFd(&master.as_raw_fd()), key.token(), Interest::READABLE | Interest::WRITABLE)?;
+    line.serve(io, key);
+    let mut text = format!("pty {}", name.display());
+    if let Some(link) = &link {
+        text = format!("{text}, linked from {}", link.path.display());
+    }
+    io.add(key, Box::new(Pty { line: line.clone(), master, _slave: slave, _link: link }));
+    Ok((line.clone(), Description::new(text, Some(name.display().to_string()), Some(line))))
+}
+
+struct Pty {
+    line: Arc<Line>,
+    master: File,
+    _slave: OwnedFd,
+    _link: Option<Link>,
+}
+
+impl Source for Pty {
+    fn turn(&mut self, gate: &Gate) -> bool {
+        // Errors and ends are those of the slave's users, of whom there may be others later.
+        let _ = self.line.receive(&mut self.master);
+        let _ = self.line.send(&mut self.master);
+        self.line.deliver(gate);
+        !self.line.closed()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.line.deadline()
+    }
+}
+
+/// A symbolic link that goes when the pty does.
+struct Link {
+    path: PathBuf,
+    to: PathBuf,
+}
+
+impl Link {
+    fn make(path: &Path, to: &Path) -> io::Result<Link> {
+        match std::fs::symlink_metadata(path) {
+            Ok(there) if there.is_symlink() => std::fs::remove_file(path)?,
+            Ok(_) => return Err(io::Error::new(ErrorKind::AlreadyExists, "it exists and is no symbolic link")),
+            // Making the link says what is wrong.
+            Err(_) => {}
+        }
+        std::os::unix::fs::symlink(to, path)?;
+        Ok(Link { path: path.to_owned(), to: to.to_owned() })
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // By now it may be somebody else's.
+        if std::fs::read_link(&self.path).is_ok_and(|to| to == self.to) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}

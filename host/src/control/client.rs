@@ -1,0 +1,108 @@
+//! The asking side.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::{Members, VERSION};
+
+/// The longest reply, in bytes: what answers may be no bhyve-rs at all.
+const MAX_REPLY: u64 = 16 << 20;
+
+/// Why a call failed.
+#[derive(Debug)]
+pub enum CallError {
+    /// Nobody listens at the path.
+    NotRunning(PathBuf),
+    /// The machine refused; why.
+    Refused(String),
+    /// No answer came in time.
+    TimedOut,
+    /// The other side does not speak the protocol, or the connection broke; how.
+    Broken(String),
+}
+
+impl std::fmt::Display for CallError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            CallError::NotRunning(path) => write!(f, "no machine is running at {}", path.display()),
+            CallError::Refused(why) => f.write_str(why),
+            CallError::TimedOut => f.write_str("the machine does not answer"),
+            CallError::Broken(how) => write!(f, "control socket: {how}"),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
+
+impl From<std::io::Error> for CallError {
+    fn from(e: std::io::Error) -> CallError {
+        match e.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => CallError::TimedOut,
+            _ => CallError::Broken(e.to_string()),
+        }
+    }
+}
+
+/// Asks the machine whose socket is at `path` and returns the results. Without `limit` it waits for ever, as `wait`
+/// needs.
+///
+/// # Errors
+/// [`CallError`].
+pub fn call(path: &Path, verb: &str, args: &Members, limit: Option<Duration>) -> Result<Members, CallError> {
+    // Not std's connect: that of a machine that is stopped, with many waiting already, would wait without limit.
+    let stream = mio::net::UnixStream::connect(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => CallError::NotRunning(path.to_owned()),
+        _ => e.into(),
+    })?;
+    let stream = UnixStream::from(stream);
+    stream.set_nonblocking(false)?;
+    let mut lines = Lines { input: BufReader::new(stream), end: limit.map(|l| Instant::now() + l) };
+    let hello = lines.next()?;
+    if hello.get("version") != Some(&Value::from(VERSION)) {
+        // A server with no room for a client says so in place of a greeting.
+        let error = hello.get("error").and_then(Value::as_str).map(str::to_owned);
+        let other =
+            || format!("the machine speaks another version of the protocol than {VERSION}: {}", Value::from(hello));
+        return Err(error.map_or_else(|| CallError::Broken(other()), CallError::Refused));
+    }
+    let mut request = args.clone();
+    request.insert("id".to_owned(), 1.into());
+    request.insert("verb".to_owned(), verb.into());
+    lines.input.get_mut().write_all(format!("{}\n", Value::from(request)).as_bytes())?;
+    loop {
+        let mut reply = lines.next()?;
+        if reply.remove("id") != Some(1.into()) {
+            continue;
+        }
+        return match (reply.remove("ok"), reply.get("error")) {
+            (Some(Value::Bool(true)), _) => Ok(reply),
+            (_, Some(Value::String(why))) => Err(CallError::Refused(why.clone())),
+            _ => Err(CallError::Broken("a reply says neither yes nor no".to_owned())),
+        };
+    }
+}
+
+struct Lines {
+    input: BufReader<UnixStream>,
+    end: Option<Instant>,
+}
+
+impl Lines {
+    fn next(&mut self) -> Result<Members, CallError> {
+        if let Some(end) = self.end {
+            let left = end.saturating_duration_since(Instant::now());
+            // Zero would mean no limit.
+            self.input.get_ref().set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        }
+        let mut line = Vec::new();
+        self.input.by_ref().take(MAX_REPLY).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Err(CallError::Broken("the machine ended before it answered".to_owned()));
+        }
+        serde_json::from_slice(&line).map_err(|_| CallError::Broken("what answers is no bhyve-rs".to_owned()))
+    }
+}

@@ -1,0 +1,11 @@
+//! What differs between the operating systems.
+
+#[cfg(not(target_os = "linux"))]
+mod freebsd;
+#[cfg(target_os = "linux")]
+mod linux;
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) use freebsd::Alarm;
+#[cfg(target_os = "linux")]
+pub(crate) use linux::Alarm;
