@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use boot::platform::{
-    AcpiVersion, Chassis, Cpu, Identity, IoApic as IoApicInfo, IsaOverride, IsaPort, Link, Pci, Pin as RoutePin,
-    Platform, Pm, Polarity, Processor, Route, Router, Smi, Trigger,
+    AcpiVersion, Chassis, Cpu, Hpet as HpetInfo, Identity, IoApic as IoApicInfo, IsaOverride, IsaPort, Link, Pci,
+    Pin as RoutePin, Platform, Pm, Polarity, Processor, Route, Router, Smi, Trigger,
 };
-use emu::{Backends, Bdf, DeviceCell, IrqLine, IrqSink, Machine, Pin, RamAddr};
+use emu::{Backends, Backing, Bdf, DeviceCell, IrqLine, IrqSink, Machine, Pin, RamAddr, Rights};
 use hv::Vm;
-use lpc::{AcpiPm, HostBridge, I440, I8042, I8237, I8254, I8259, IoApic, Mc146818, Mechanism1, Piix, PiixIsa, Pirq};
+use lpc::{
+    AcpiPm, BhyveHostBridge, BhyveLpc, DebugPorts, FwCfg, FwCfgItems, HostBridge, Hpet, I440, I8042, I8237, I8254,
+    I8259, IoApic, LegacyRoute, Mc146818, Mechanism1, Piix, PiixIsa, Pirq, lpc_bhyve,
+};
 
 /// Which board.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,18 +21,56 @@ pub enum Kind {
     Pc,
     /// 440BX and PIIX4.
     I440bx,
+    /// bhyve's own: host bridge, LPC bridge at device 31.
+    Bhyve,
 }
 
-/// Where the firmware puts the power management block.
+/// Where the firmware puts a PIIX4's power management block.
 const PM_BASE: u16 = 0xb000;
 /// The last address of the 32-bit PCI window; the I/O APIC follows.
 const WINDOW32_END: u32 = 0xfebf_ffff;
 const IOAPIC_BASE: u32 = 0xfec0_0000;
 const LAPIC_BASE: u32 = 0xfee0_0000;
-/// ISA interrupts that the firmware gives PIRQ A to D.
-const PIRQ_IRQS: [u8; 4] = [10, 11, 10, 11];
+/// ISA interrupts that the firmware gives the PIRQs, in turn.
+const PIRQ_IRQS: [u8; 2] = [10, 11];
 /// I/O APIC pin of PIRQ A.
 const PIRQ_GSI: u8 = 16;
+/// Option ROMs and BIOS.
+const BIOS_AREA: std::ops::Range<u64> = 0xc_0000..0x10_0000;
+/// Pins of the I/O APIC; what PIRQs leave is for the HPET's comparators.
+const IOAPIC_PINS: u8 = 24;
+
+impl Kind {
+    /// Device number of the bridge to the ISA bus, which routes interrupts.
+    fn isa_bridge(self) -> u8 {
+        match self {
+            Kind::Pc => 1,
+            Kind::I440bx => 7,
+            Kind::Bhyve => 31,
+        }
+    }
+
+    /// Configuration registers of the interrupt router, PIRQ A first.
+    fn pirqs(self) -> &'static [u8] {
+        match self {
+            Kind::Pc | Kind::I440bx => &[0x60, 0x61, 0x62, 0x63],
+            Kind::Bhyve => &[0x60, 0x61, 0x62, 0x63, 0x68, 0x69, 0x6a, 0x6b],
+        }
+    }
+
+    /// The PIRQ that a device's pin is wired to: as SeaBIOS and the chipsets' own tables expect it.
+    fn pirq_of(self, dev: u8, pin: u8) -> u8 {
+        match self {
+            Kind::Pc | Kind::I440bx => dev.wrapping_sub(1).wrapping_add(pin) & 3,
+            Kind::Bhyve => lpc_bhyve::pirq_of(dev, pin),
+        }
+    }
+
+    /// A board of 1998 has none.
+    fn has_hpet(self) -> bool {
+        self != Kind::I440bx
+    }
+}
 
 /// What a board is built from.
 pub struct Parts {
@@ -43,6 +84,10 @@ pub struct Parts {
     pub low_memory: u64,
     /// Seconds since 1970 at power-on.
     pub rtc_start: i64,
+    /// Number of processors.
+    pub cpus: u32,
+    /// SMBIOS UUID.
+    pub uuid: [u8; 16],
 }
 
 /// A board in a machine.
@@ -64,17 +109,12 @@ impl IrqSink for IsaWires {
     }
 }
 
-/// The PIRQ that a device's pin is wired to: as SeaBIOS and the chipsets' own tables expect it.
-fn pirq_of(dev: u8, pin: u8) -> u8 {
-    dev.wrapping_sub(1).wrapping_add(pin) & 3
-}
-
 /// Builds the board into `machine`.
 ///
 /// # Errors
 /// When a part cannot be made.
 pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<Board> {
-    let err = |e: String| anyhow::anyhow!(e);
+    let kind = parts.kind;
     let intr = IrqLine::new(vm.pins(), 0);
     let pic = I8259::new(machine, intr);
     let ioapic = IoApic::new(machine, u64::from(IOAPIC_BASE), vm.msi());
@@ -83,34 +123,77 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     vm.on_ack(Box::new(move || acked.acknowledge()));
     let ended = ioapic.clone();
     vm.on_eoi(Box::new(move |vector| ended.eoi(vector)));
+    let apic_pin = |n: u8| IrqLine::new(ioapic.clone(), u32::from(n));
     let wires = Arc::new(IsaWires { pic, ioapic: ioapic.clone() });
-    machine.set_isa_irqs((0..16).map(|n| IrqLine::new(wires.clone(), n)).collect());
+    let mut isa_wires: Vec<IrqLine> = (0..16).map(|n| IrqLine::new(wires.clone(), n)).collect();
+    let legacy = kind.has_hpet().then(|| LegacyRoute::new(machine, &mut isa_wires));
+    machine.set_isa_irqs(isa_wires);
 
-    let apic_pins = std::array::from_fn(|n| IrqLine::new(ioapic.clone(), u32::from(PIRQ_GSI) + n as u32));
-    let pirq = Pirq::new(machine, apic_pins);
-    let pirq_wires: Vec<IrqLine> = (0..4).map(|n| IrqLine::new(pirq.clone(), n)).collect();
-    machine
-        .pci
-        .set_routing(Box::new(move |bdf: Bdf, pin: Pin| pirq_wires[pirq_of(bdf.dev, pin as u8) as usize].clone()));
+    let inputs = kind.pirqs().len() as u8;
+    let pirq = Pirq::with_inputs(machine, (0..inputs).map(|n| apic_pin(PIRQ_GSI + n)).collect());
+    let pirq_wires: Vec<IrqLine> = (0..u32::from(inputs)).map(|n| IrqLine::new(pirq.clone(), n)).collect();
+    machine.pci.set_routing(Box::new(move |bdf: Bdf, pin: Pin| {
+        pirq_wires[usize::from(kind.pirq_of(bdf.dev, pin as u8))].clone()
+    }));
 
     Mechanism1::new(machine);
     let part = |name: &str, bdf: Option<Bdf>, create: Create| -> Result<Arc<DeviceCell>> {
-        machine.plug_with(name, bdf, Backends::default(), create).map_err(err)
+        machine.plug_with(name, bdf, Backends::default(), create).map_err(|e| anyhow!(e))
     };
-    let (bridge, isa, south) = match parts.kind {
-        Kind::Pc => (HostBridge::I440fx, Piix::Piix3, 1),
-        Kind::I440bx => (HostBridge::I440bx, Piix::Piix4, 7),
-    };
+    let (host, isa) = (Some(Bdf::new(0, 0)), Some(Bdf::new(kind.isa_bridge(), 0)));
+    let power = Some(Bdf::new(kind.isa_bridge(), 3));
     let ram = parts.ram;
-    part("host-bridge", Some(Bdf::new(0, 0)), Box::new(move |s| I440::create(s, bridge, ram)))?;
-    part("isa-bridge", Some(Bdf::new(south, 0)), Box::new(move |s| PiixIsa::create(s, isa, pirq)))?;
-    let pm = part("pm", Some(Bdf::new(south, 3)), Box::new(|s| AcpiPm::create(s, PM_BASE, true)))?;
+    let pm = match kind {
+        Kind::Pc | Kind::I440bx => {
+            let (bridge, piix) = match kind {
+                Kind::Pc => (HostBridge::I440fx, Piix::Piix3),
+                _ => (HostBridge::I440bx, Piix::Piix4),
+            };
+            part("host-bridge", host, Box::new(move |s| I440::create(s, bridge, ram)))?;
+            part("isa-bridge", isa, Box::new(move |s| PiixIsa::create(s, piix, pirq)))?;
+            part("pm", power, Box::new(|s| AcpiPm::create(s, PM_BASE, true)))?
+        }
+        Kind::Bhyve => {
+            // Nothing shadows the BIOS area: it is RAM.
+            let backing = Backing::Ram(RamAddr(ram.0 + BIOS_AREA.start));
+            let len = BIOS_AREA.end - BIOS_AREA.start;
+            let area = machine.space.add_memory(BIOS_AREA.start, len, 0, Rights::ReadWrite, backing);
+            machine.space.enable(area, BIOS_AREA.start, true);
+            part("hostbridge", host, Box::new(|s| BhyveHostBridge::create(s, lpc_bhyve::HOST_BRIDGE)))?;
+            part("lpc", isa, Box::new(move |s| BhyveLpc::create(s, lpc_bhyve::LPC_BRIDGE, pirq)))?;
+            part("pm", None, Box::new(|s| Ok(AcpiPm::create_bhyve(s))))?
+        }
+    };
     I8237::new(machine);
     part("i8042", None, Box::new(|s| Ok(I8042::create(s))))?;
     part("i8254", None, Box::new(|s| Ok(I8254::create(s))))?;
     let (start, cmos) = (parts.rtc_start, cmos(parts));
     part("rtc", None, Box::new(move |s| Ok(Mc146818::create(s, start, cmos))))?;
+    if let Some(route) = legacy {
+        let pins = (PIRQ_GSI + inputs..IOAPIC_PINS).map(|n| (n, apic_pin(n))).collect();
+        part("hpet", None, Box::new(move |s| Ok(Hpet::create(s, Hpet::BASE, route, pins))))?;
+    }
+    // What firmware says there is part of the log, for whoever asks for it.
+    let log = Box::new(|line: &str| tracing::debug!(target: "firmware", "{line}"));
+    part("debug-ports", None, Box::new(|s| Ok(DebugPorts::create(s, log))))?;
+    if kind == Kind::Pc {
+        let items = fw_cfg_items(parts)?;
+        part("fw-cfg", None, Box::new(move |s| Ok(FwCfg::create(s, items))))?;
+    }
     Ok(Board { pm })
+}
+
+/// What firmware made for QEMU's machine of this kind looks for.
+fn fw_cfg_items(parts: &Parts) -> Result<FwCfgItems> {
+    let mut items = FwCfgItems::new();
+    items.uuid(parts.uuid);
+    items.ram_size(parts.memory);
+    items.cpus(parts.cpus as u16, parts.cpus as u16);
+    items.no_graphic(true);
+    let high = (1 << 32, parts.memory - parts.low_memory, 1);
+    let ranges: Vec<_> = [(0, parts.low_memory, 1), high].into_iter().filter(|r| r.1 > 0).collect();
+    items.e820(&ranges).map_err(|e| anyhow!(e))?;
+    Ok(items)
 }
 
 type Create = Box<dyn FnOnce(&mut emu::Slot) -> Result<Box<dyn emu::Device>, String>>;
@@ -139,35 +222,45 @@ pub fn platform(
     serial: Vec<IsaPort>,
     uuid: [u8; 16],
 ) -> Platform {
-    let south = if kind == Kind::Pc { 1 } else { 7 };
-    let links = (0..4).map(|n| Link { register: 0x60 + n, irq: Some(PIRQ_IRQS[n as usize]) }).collect();
+    let links = kind
+        .pirqs()
+        .iter()
+        .zip(PIRQ_IRQS.into_iter().cycle())
+        .map(|(&register, irq)| Link { register, irq: Some(irq) })
+        .collect();
     let routes = (1..32)
         .flat_map(|device| {
             RoutePin::ALL.into_iter().map(move |pin| {
-                let link = pirq_of(device, pin as u8);
+                let link = kind.pirq_of(device, pin as u8);
                 Route { device, pin, link, gsi: PIRQ_GSI + link }
             })
         })
         .collect();
     let level = |irq| IsaOverride { irq, gsi: irq, polarity: Polarity::High, trigger: Trigger::Level };
-    Platform {
-        identity: Identity {
-            bios_vendor: "bhyve-rs".into(),
-            bios_version: env!("CARGO_PKG_VERSION").into(),
-            bios_date: "01/01/2026".into(),
-            manufacturer: "bhyve-rs".into(),
-            product: if kind == Kind::Pc { "PC (440FX, PIIX3)" } else { "PC (440BX, PIIX4)" }.into(),
-            version: "1.0".into(),
-            serial: "None".into(),
-            sku: String::new(),
-            family: String::new(),
-            uuid,
-            board: None,
-            chassis: Chassis::default(),
-            oem_id: "BHYVE ".into(),
-            oem_table_id: "BHYVERS ".into(),
-            creator_id: "BHRS".into(),
+    let pm = match kind {
+        Kind::Pc | Kind::I440bx => Pm {
+            base: PM_BASE,
+            len: 0x40,
+            sci: 9,
+            smi: Some(Smi { port: 0xb2, enable: lpc::ACPI_ENABLE, disable: lpc::ACPI_DISABLE }),
+            gpe0: Some((PM_BASE + 0xc, 4)),
+            timer_32bit: false,
+            reset_port: true,
+            s5: 0,
         },
+        Kind::Bhyve => Pm {
+            base: lpc_bhyve::PM_BASE,
+            len: 0x10,
+            sci: 9,
+            smi: Some(Smi { port: 0xb2, enable: lpc_bhyve::ACPI_ENABLE, disable: lpc_bhyve::ACPI_DISABLE }),
+            gpe0: Some((lpc_bhyve::PM_BASE + 0xc, 2)),
+            timer_32bit: true,
+            reset_port: true,
+            s5: lpc_bhyve::PM_S5 as u8,
+        },
+    };
+    Platform {
+        identity: identity(kind, uuid),
         cpus: (0..cpus as u8).map(|n| Cpu { apic_id: n, package: n }).collect(),
         processor: Processor {
             manufacturer: String::from_utf8_lossy(&model.vendor).into_owned(),
@@ -178,34 +271,66 @@ pub fn platform(
         },
         lapic_base: LAPIC_BASE,
         // The id follows the processors'.
-        ioapic: Some(IoApicInfo { id: cpus as u8, base: IOAPIC_BASE, version: 0x11, pins: 24 }),
+        ioapic: Some(IoApicInfo { id: cpus as u8, base: IOAPIC_BASE, version: 0x11, pins: IOAPIC_PINS }),
         pic: true,
         overrides: vec![IsaOverride { irq: 0, gsi: 2, polarity: Polarity::Bus, trigger: Trigger::Bus }, level(9)],
         pci: Pci {
             links,
-            router: Some(Router { device: south, function: 0, compatible: (0x8086, 0x122e), allowed: 0x0e20 }),
+            // An MPIIX or PIIX is what drivers know as a router whose registers $PIR names.
+            router: Some(Router {
+                device: kind.isa_bridge(),
+                function: 0,
+                compatible: (0x8086, 0x122e),
+                allowed: 0x0e20,
+            }),
             routes,
             buses: 1,
             window32: (low_memory.max(0xc000_0000) as u32)..=WINDOW32_END,
             window64: None,
         },
         acpi: Some(AcpiVersion::V2),
-        pm: Some(Pm {
-            base: PM_BASE,
-            len: 0x40,
-            sci: 9,
-            smi: Some(Smi { port: 0xb2, enable: lpc::ACPI_ENABLE, disable: lpc::ACPI_DISABLE }),
-            gpe0: Some((PM_BASE + 0xc, 4)),
-            timer_32bit: false,
-            reset_port: true,
-            s5: 0,
-        }),
-        hpet: None,
+        pm: Some(pm),
+        hpet: kind.has_hpet().then_some(HpetInfo { base: Hpet::BASE as u32, id: Hpet::ID, min_tick: 100 }),
         rtc_century: Some(0x32),
         serial,
         parallel: Vec::new(),
         keyboard: true,
         mouse: true,
         floppy: false,
+    }
+}
+
+/// Names in SMBIOS and ACPI. FreeBSD and others know bhyve by them.
+fn identity(kind: Kind, uuid: [u8; 16]) -> Identity {
+    let ours = Identity {
+        bios_vendor: "bhyve-rs".into(),
+        bios_version: env!("CARGO_PKG_VERSION").into(),
+        bios_date: "01/01/2026".into(),
+        manufacturer: "bhyve-rs".into(),
+        product: String::new(),
+        version: "1.0".into(),
+        serial: "None".into(),
+        sku: String::new(),
+        family: String::new(),
+        uuid,
+        board: None,
+        chassis: Chassis::default(),
+        oem_id: "BHYVE ".into(),
+        oem_table_id: "BHYVERS ".into(),
+        creator_id: "BHRS".into(),
+    };
+    match kind {
+        Kind::Pc => Identity { product: "PC (440FX, PIIX3)".into(), ..ours },
+        Kind::I440bx => Identity { product: "PC (440BX, PIIX4)".into(), ..ours },
+        Kind::Bhyve => Identity {
+            bios_vendor: "BHYVE".into(),
+            bios_version: "14.0".into(),
+            bios_date: "10/17/2021".into(),
+            manufacturer: "FreeBSD".into(),
+            product: "BHYVE".into(),
+            sku: "None".into(),
+            family: "Virtual Machine".into(),
+            ..ours
+        },
     }
 }

@@ -2,15 +2,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
-use cfg::{Catalogue, Draft, Error, Errors, Node, Origin, Problem, Schema};
+use cfg::{Address, Catalogue, Draft, Error, Errors, Node, Origin, Problem, Schema};
 use emu::backend::Chardev;
-use host::{Gate, Stdio};
+use host::console::{self, ConsoleSpec, Description};
+use host::{ConsoleCommand, Io};
 
 use crate::board;
-use crate::vm::{Kernel, Spec};
+use crate::vm::{Handle, Kernel, Order, Spec};
 
 /// The words of this version.
 struct Words;
@@ -18,8 +19,8 @@ struct Words;
 impl Catalogue for Words {
     fn words(&self, class: &str) -> Vec<&str> {
         match class {
-            "profile" => vec!["pc"],
-            "board" => vec!["440fx", "440bx"],
+            "profile" => vec!["pc", "bhyve"],
+            "board" => vec!["440fx", "440bx", "bhyve"],
             "cpu" => vec!["x86-64-v2"],
             _ => Vec::new(),
         }
@@ -122,8 +123,9 @@ pub fn spec(node: &Node, kernel: Kernel, plain: bool) -> Result<Spec> {
     Ok(Spec {
         cpus: node.int("cpus") as u32,
         memory: node.size("memory").next_multiple_of(4096),
-        board: match node.maybe::<&str>("board") {
-            Some("440bx") => board::Kind::I440bx,
+        board: match (node.maybe::<&str>("board"), node.text("profile")) {
+            (Some("440bx"), _) => board::Kind::I440bx,
+            (Some("bhyve"), _) | (None, "bhyve") => board::Kind::Bhyve,
             _ => board::Kind::Pc,
         },
         model: model(node.child("cpu"))?,
@@ -132,6 +134,7 @@ pub fn spec(node: &Node, kernel: Kernel, plain: bool) -> Result<Spec> {
         rtc_start: if instruction_clock { FIXED_START } else { now() },
         uuid: node.maybe::<[u8; 16]>("uuid").unwrap_or_else(|| name_uuid(node.text("name"))),
         acpi: node.child("acpi").bool("enabled"),
+        stay: false,
         kernel,
     })
 }
@@ -141,36 +144,73 @@ pub fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(FIXED_START, |d| d.as_secs() as i64)
 }
 
+/// How long the last output of a guest may take to go out.
+const LAST_OUTPUT: Duration = Duration::from_secs(10);
+
 /// The other ends of the serial ports.
 pub struct Consoles {
     /// By port, COM1 first.
     pub devices: Vec<Option<Box<dyn Chardev>>>,
-    flushers: Vec<Box<dyn Fn()>>,
+    /// Of each port that is connected: its name, and what the user should know of its other end.
+    pub descriptions: Vec<(String, Description)>,
 }
 
 impl Consoles {
     /// Waits until what the guest wrote is out.
     pub fn flush(&self) {
-        self.flushers.iter().for_each(|f| f());
+        for (port, description) in &self.descriptions {
+            if !description.flush(LAST_OUTPUT) {
+                tracing::warn!("{port}: nobody takes the last output");
+            }
+        }
     }
 }
 
-/// Opens the other ends of the serial ports.
+/// Opens the other ends of the serial ports; commands that are typed there become orders. In the background, with a
+/// directory, there is no terminal: a UNIX socket in it stands for that.
 ///
 /// # Errors
 /// When one cannot be opened.
-pub fn consoles(node: &Node, gate: &Arc<Gate>, block: bool) -> Result<Consoles> {
-    let mut consoles = Consoles { devices: Vec::new(), flushers: Vec::new() };
-    for serial in node.children("serial") {
-        match serial.text("backend") {
-            "stdio" => {
-                let stdio = Stdio::open(gate, true, block).context("stdio")?;
-                consoles.flushers.push(Box::new(stdio.flusher()));
-                consoles.devices.push(Some(Box::new(stdio)));
+pub fn consoles(
+    node: &Node,
+    io: &Arc<Io>,
+    block: bool,
+    orders: &Handle,
+    background: Option<&Path>,
+) -> Result<Consoles> {
+    let mut consoles = Consoles { devices: Vec::new(), descriptions: Vec::new() };
+    for (n, serial) in node.children("serial").iter().enumerate() {
+        let port = format!("com{}", n + 1);
+        let path = || serial.path("path").to_owned();
+        let spec = match (serial.text("backend"), background) {
+            ("none", _) => {
+                consoles.devices.push(None);
+                continue;
             }
-            "none" => consoles.devices.push(None),
-            other => return Err(anyhow!("serial.{}.backend: {other:?} is not in this version yet", serial.index())),
-        }
+            ("stdio", Some(dir)) => ConsoleSpec::Unix { path: dir.join(format!("{}.{port}", node.text("name"))) },
+            ("stdio", None) => ConsoleSpec::Stdio,
+            ("file", _) => ConsoleSpec::File { path: path(), append: true },
+            ("pty", _) => ConsoleSpec::Pty { link: serial.is_given("path").then(path) },
+            ("socket", _) => ConsoleSpec::Unix { path: path() },
+            ("tcp", _) => {
+                let address = serial.maybe::<&Address>("address").context("no address")?;
+                ConsoleSpec::Tcp { host: address.host.clone(), port: address.port, remote: false }
+            }
+            (other, _) => return Err(anyhow!("serial.{n}.backend: {other:?} is not in this version yet")),
+        };
+        let handle = orders.clone();
+        let hook: console::CommandHook = Arc::new(move |command| {
+            handle.send(match command {
+                ConsoleCommand::Quit => Order::Kill,
+                ConsoleCommand::Break => Order::Break(n),
+                ConsoleCommand::Reset => Order::Reset,
+                ConsoleCommand::PowerButton => Order::PowerButton,
+            });
+        });
+        let (device, description) =
+            console::open(&spec, io, block, &hook).with_context(|| format!("serial.{n} ({port})"))?;
+        consoles.devices.push(Some(device));
+        consoles.descriptions.push((port, description));
     }
     Ok(consoles)
 }

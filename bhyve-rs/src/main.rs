@@ -4,24 +4,36 @@ mod board;
 mod config;
 mod entry;
 mod firmware;
+mod log;
+mod remote;
 mod state;
 mod vm;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result, anyhow};
+use cfg::Node;
 use clap::{Args, Parser, Subcommand};
+use host::control::{self, Members};
+use host::{EndSignal, Io};
+use serde_json::json;
 
-use crate::vm::{Ended, Instance, Spec};
+use crate::remote::Verb;
+use crate::vm::{Connections, Ended, Handle, Instance, Order, Spec};
+use crate::watch::Watch;
 
 /// Runs BSD guests, old ones above all, on the hardware that they have drivers for.
 #[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(version)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
+    /// Directory of the control sockets [default: /var/run/bhyve-rs, or one of the user's].
+    #[arg(long, value_name = "DIR", global = true)]
+    run_dir: Option<PathBuf>,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -30,6 +42,17 @@ struct Cli {
 enum Command {
     /// Run the machine of a configuration file until it ends.
     Run(RunArgs),
+    /// Start the machine of a configuration file in the background.
+    Start {
+        /// Configuration file.
+        #[arg(short, long = "config", value_name = "FILE")]
+        config: PathBuf,
+        /// Set a key, over the file: -o memory=1G.
+        #[arg(short = 'o', value_name = "KEY=VALUE")]
+        set: Vec<String>,
+    },
+    #[command(flatten)]
+    Verb(Verb),
     /// Check a configuration file and print everything that is wrong with it.
     Check {
         /// Configuration file.
@@ -41,7 +64,7 @@ enum Command {
     Info,
 }
 
-#[derive(Args)]
+#[derive(Args, Default, PartialEq)]
 struct RunArgs {
     /// Configuration file.
     #[arg(short, long = "config", value_name = "FILE")]
@@ -62,11 +85,20 @@ struct RunArgs {
     options: RunOptions,
 }
 
-#[derive(Args, Default)]
+#[derive(Args, Default, PartialEq)]
 struct RunOptions {
-    /// Report instructions, time and speed at the end.
+    /// Report instructions, time, speed and exits by device at the end.
     #[arg(long)]
     stats: bool,
+    /// Show a device's every access on standard error, or the log of the firmware, or all; repeatable.
+    #[arg(long, value_name = "TARGET")]
+    trace: Vec<String>,
+    /// Start the guest again when it reboots, instead of ending with status 0.
+    #[arg(long)]
+    stay: bool,
+    /// Have no terminal: what is on stdio is on a socket in the run directory.
+    #[arg(long, hide = true)]
+    background: bool,
     /// Stop when the processors have executed this many instructions, and print a digest of the machine's state.
     #[arg(long, value_name = "N")]
     until: Option<u64>,
@@ -82,18 +114,33 @@ struct RunOptions {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) if cli.command.is_none() || cli.run == RunArgs::default() => cli,
+        Ok(_) => {
+            eprintln!("bhyve-rs: options of a command come behind it: bhyve-rs run -c FILE");
+            return ExitCode::from(Ended::Error as u8);
+        }
+        Err(e) => {
+            let _ = e.print();
+            // 1 and 2, which clap would choose, say how a guest ended.
+            return ExitCode::from(if e.use_stderr() { Ended::Error as u8 } else { 0 });
+        }
+    };
+    let dir = cli.run_dir.unwrap_or_else(control::run_dir);
     let ended = match cli.command {
-        Some(Command::Run(args)) => run(&args),
+        Some(Command::Run(args)) => run(&args, &dir),
+        Some(Command::Start { config, set }) => remote::start(&dir, &config, &set),
+        Some(Command::Verb(verb)) => verb.run(&dir),
         Some(Command::Check { file }) => check(&file),
         Some(Command::Demo(options)) => demo(&options),
         Some(Command::Info) => info(),
         None if cli.run.config.is_none() && cli.run.kernel.is_none() => demo(&cli.run.options),
-        None => run(&cli.run),
+        None => run(&cli.run, &dir),
     };
     match ended {
         Ok(ended) => ExitCode::from(ended as u8),
         Err(e) => {
+            host::restore_terminal();
             eprintln!("bhyve-rs: {e:#}");
             ExitCode::from(Ended::Error as u8)
         }
@@ -111,7 +158,7 @@ fn check(file: &Path) -> Result<Ended> {
     }
 }
 
-fn run(args: &RunArgs) -> Result<Ended> {
+fn run(args: &RunArgs, dir: &Path) -> Result<Ended> {
     let mut set = Vec::new();
     if args.config.is_none() {
         set.push("name=guest".to_owned());
@@ -127,8 +174,11 @@ fn run(args: &RunArgs) -> Result<Ended> {
     };
     match checked {
         Ok(node) => {
-            let spec = config::spec(&node, config::kernel(&node)?, args.options.plain)?;
-            start(&spec, &node, &args.options)
+            let mut spec = config::spec(&node, config::kernel(&node)?, args.options.plain)?;
+            spec.stay = args.options.stay || args.options.background;
+            // A machine that nobody configured has no name by which others could find it.
+            let named = args.config.is_some() || args.set.iter().any(|s| s.starts_with("name="));
+            start(&spec, &node, &args.options, named.then_some(dir))
         }
         Err(errors) => {
             eprintln!("{errors}");
@@ -142,7 +192,7 @@ fn demo(options: &RunOptions) -> Result<Ended> {
     {
         // It compares clocks, which on a busy host only instructions keep in step.
         let keys = ["name=demo", "memory=64M", "serial.0.backend=stdio", "clock=instructions"];
-        let node = config::from_settings(&keys, true).map_err(|e| anyhow::anyhow!("{e}"))?;
+        let node = config::from_settings(&keys, true).map_err(|e| anyhow!("{e}"))?;
         let kernel = vm::Kernel {
             name: "the embedded demo guest".to_owned(),
             bytes: include_bytes!(env!("PROBE_ELF")).to_vec(),
@@ -151,7 +201,7 @@ fn demo(options: &RunOptions) -> Result<Ended> {
         };
         let mut spec = config::spec(&node, kernel, options.plain)?;
         spec.rtc_start = config::now();
-        let ended = start(&spec, &node, options)?;
+        let ended = start(&spec, &node, options, None)?;
         // Its power-off is the demo's success.
         Ok(if ended == Ended::PowerOff { Ended::Reboot } else { ended })
     }
@@ -177,37 +227,70 @@ fn info() -> Result<Ended> {
     Ok(Ended::Reboot)
 }
 
-/// SIGTERM presses the power button, as bhyve(8) has it: the guest decides.
-fn press_on_sigterm(press: impl Fn() + Send + 'static) -> Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM])?;
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || signals.forever().for_each(|_| press()))?;
-    Ok(())
+/// SIGTERM presses the power button, as bhyve(8) has it, and so does losing the terminal: the guest decides. SIGINT is
+/// for a guest's console, or from somebody who wants an end.
+fn follow_signals(to: Handle) -> std::io::Result<()> {
+    host::watch_signals(move |signal| {
+        to.send(match signal {
+            EndSignal::Terminate | EndSignal::Hangup => Order::PowerButton,
+            EndSignal::Interrupt => Order::Kill,
+        });
+    })
 }
 
-fn start(spec: &Spec, node: &cfg::Node, options: &RunOptions) -> Result<Ended> {
+/// What a machine's status says of it beside what changes.
+fn facts(spec: &Spec, node: &Node, consoles: &config::Consoles) -> Members {
+    let places = consoles.descriptions.iter().map(|(port, d)| (port.clone(), json!(d.text))).collect::<Members>();
+    let facts = json!({
+        "name": node.text("name"),
+        "pid": std::process::id(),
+        "backend": "soft",
+        "cpus": spec.cpus,
+        "memory": spec.memory,
+        "consoles": places,
+    });
+    facts.as_object().cloned().unwrap_or_default()
+}
+
+/// Runs a machine to its end, with a control socket if there is a directory for it.
+fn start(spec: &Spec, node: &Node, options: &RunOptions, dir: Option<&Path>) -> Result<Ended> {
     let begun = Instant::now();
-    let gate = host::Gate::new();
-    let mut consoles = config::consoles(node, &gate, spec.instruction_clock)?;
-    let instance = Instance::new(spec, gate, &hv::Soft, std::mem::take(&mut consoles.devices))?;
-    press_on_sigterm(instance.power_button())?;
+    log::start(&options.trace);
+    let orders = vm::orders();
+    let handle = orders.0.clone();
+    // Before there are other threads.
+    follow_signals(handle.clone()).context("signals")?;
+    let io = Io::new().context("event loop")?;
+    let background = dir.filter(|_| options.background);
+    if let Some(dir) = background {
+        control::make_run_dir(dir)?;
+    }
+    let mut consoles = config::consoles(node, &io, spec.instruction_clock, &handle, background)?;
+    let facts = facts(spec, node, &consoles);
+    let serial = std::mem::take(&mut consoles.devices);
+    let watch = (options.stats || !options.trace.is_empty()).then(|| Watch::new(&options.trace));
+    let mut instance = Instance::new(spec, &hv::Soft, Connections { io, serial, orders }, watch.as_ref())?;
+    if let Some(watch) = &watch {
+        watch.check()?;
+    }
     if let Some(file) = &options.restore {
         instance.paused().load(file)?;
     }
+    let server = dir.map(|dir| remote::serve(dir, node.text("name"), handle, facts)).transpose()?;
     let (ended, why) = instance.run(options.until);
     consoles.flush();
+    host::restore_terminal();
+    if let Some(server) = server {
+        server.end(remote::results(ended));
+    }
     if let Some(why) = why {
         eprintln!("bhyve-rs: {why}");
     }
     if options.stats {
-        let s = instance.stats(begun);
-        let n = s.instructions.unwrap_or(0);
-        eprintln!(
-            "{}: {n} instructions, {:.2} s, {:.2} guest s, {:.1} MIPS",
-            ended.map_or("stopped", Ended::text),
-            s.seconds,
-            s.guest_seconds,
-            n as f64 / s.seconds / 1e6
-        );
+        eprint!("{}", report(&instance, ended, begun));
+        if let Some(watch) = &watch {
+            eprint!("{}", watch.report());
+        }
     }
     let Some(ended) = ended else {
         eprintln!("state {:016x}", instance.paused().digest()?);
@@ -217,4 +300,18 @@ fn start(spec: &Spec, node: &cfg::Node, options: &RunOptions) -> Result<Ended> {
         return Ok(Ended::Reboot);
     };
     Ok(ended)
+}
+
+/// The run report's first line.
+fn report(instance: &Instance, ended: Option<Ended>, begun: Instant) -> String {
+    let seconds = begun.elapsed().as_secs_f64();
+    let (instructions, guest_ns) = instance.counts();
+    let n = instructions.unwrap_or(0);
+    format!(
+        "{}: {n} instructions, {seconds:.2} s, {:.2} guest s, {:.2} host CPU s, {:.1} MIPS\n",
+        ended.map_or("stopped", Ended::text),
+        guest_ns as f64 / 1e9,
+        host::cpu_time().as_secs_f64(),
+        n as f64 / seconds / 1e6
+    )
 }

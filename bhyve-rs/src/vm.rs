@@ -1,21 +1,24 @@
 //! The life of a machine: assembly, start, reset, power-off, and the exit status that tells which it was.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 use boot::platform::{IsaPort, Platform};
 use boot::{Image, Layout, MemoryMap};
 use emu::backend::Chardev;
-use emu::{AddressSpace, Backends, Backing, Clock, Event, Machine, Ram, RamAddr, ResetKind, Rights, SystemEvent};
-use host::{Gate, IoThread};
+use emu::{
+    AddressSpace, Backends, Backing, Clock, DeviceCell, Event, Machine, Ram, RamAddr, ResetKind, Rights, SystemEvent,
+};
+use host::{Gate, Io, IoThread};
 use hv::{Hypervisor, Outcome, Runner, VmConfig};
 use lpc::Ns16550;
 
 use crate::board::{self, Board};
 use crate::firmware;
 use crate::state::Paused;
+use crate::watch::Watch;
 
 /// RAM below this address; the rest lies above 4 GiB.
 const LOW_LIMIT: u64 = 0xc000_0000;
@@ -59,6 +62,8 @@ pub struct Spec {
     pub uuid: [u8; 16],
     /// Give the guest ACPI tables.
     pub acpi: bool,
+    /// A reset starts the guest again instead of ending the run.
+    pub stay: bool,
     /// The kernel.
     pub kernel: Kernel,
 }
@@ -80,6 +85,9 @@ pub enum Ended {
 }
 
 impl Ended {
+    /// All of them.
+    pub const ALL: [Ended; 5] = [Ended::Reboot, Ended::PowerOff, Ended::Halt, Ended::TripleFault, Ended::Error];
+
     /// In words.
     pub fn text(self) -> &'static str {
         match self {
@@ -92,22 +100,74 @@ impl Ended {
     }
 }
 
+/// What people and other programs ask of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Press the power button: the guest decides.
+    PowerButton,
+    /// Press the reset button.
+    Reset,
+    /// Cut the power.
+    Kill,
+    /// Stop the processors and guest time.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Send a break to the serial port of this number.
+    Break(usize),
+    /// Say how things are.
+    Query,
+}
+
+/// How things are when an order has been followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Stopped by [`Order::Pause`].
+    pub paused: bool,
+    /// Nanoseconds of guest time since power-on.
+    pub guest_ns: u64,
+    /// How often the guest was started again.
+    pub resets: u64,
+}
+
+type Answer = Option<Sender<Result<Status, String>>>;
+
 /// What the main thread hears of.
 enum Message {
     Outcome(Outcome),
     System(SystemEvent),
-    PowerButton,
+    Order(Order, Answer),
 }
 
-/// Counts for the run report.
-#[derive(Clone, Copy, Debug)]
-pub struct Stats {
-    /// Instructions executed by all processors, where they are counted.
-    pub instructions: Option<u64>,
-    /// Wall-clock seconds.
-    pub seconds: f64,
-    /// Guest seconds.
-    pub guest_seconds: f64,
+/// Gives orders to a machine, from any thread.
+#[derive(Clone)]
+pub struct Handle(Sender<Message>);
+
+impl Handle {
+    /// Passes an order on, without waiting.
+    pub fn send(&self, order: Order) {
+        send(&self.0, Message::Order(order, None));
+    }
+
+    /// Passes an order on and waits until it has been followed.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    pub fn ask(&self, order: Order) -> Result<Status, String> {
+        let (tx, answer) = channel();
+        send(&self.0, Message::Order(order, Some(tx)));
+        // The machine drops the questions that it does not live to answer.
+        answer.recv().unwrap_or_else(|_| Err("the machine has ended".to_owned()))
+    }
+}
+
+/// Where a machine's orders come in.
+pub struct Inbox(Receiver<Message>);
+
+/// The two ends of a machine's orders.
+pub fn orders() -> (Handle, Inbox) {
+    let (tx, rx) = channel();
+    (Handle(tx), Inbox(rx))
 }
 
 /// A machine that is ready to run.
@@ -116,28 +176,41 @@ pub struct Instance {
     runner: Runner,
     gate: Arc<Gate>,
     board: Board,
+    serial: Vec<Arc<DeviceCell>>,
     platform: Platform,
     image: Image,
     tables: Vec<boot::Piece>,
     ram: RamAddr,
     low: u64,
     shape: String,
-    messages: Receiver<Message>,
-    sender: Sender<Message>,
+    stay: bool,
+    resets: u64,
+    messages: Option<Receiver<Message>>,
     _io: IoThread,
 }
 
+/// What a machine is connected to.
+pub struct Connections {
+    /// Where its backends were opened.
+    pub io: Arc<Io>,
+    /// The backends of COM1 and on.
+    pub serial: Vec<Option<Box<dyn Chardev>>>,
+    /// Its orders.
+    pub orders: (Handle, Inbox),
+}
+
 impl Instance {
-    /// Assembles the machine. `serial` are the backends of COM1 and on; nothing runs yet.
+    /// Assembles the machine; nothing runs yet. `watch` sees the accesses to its devices.
     ///
     /// # Errors
     /// One line for the user.
     pub fn new(
         spec: &Spec,
-        gate: Arc<Gate>,
         hypervisor: &dyn Hypervisor,
-        serial: Vec<Option<Box<dyn Chardev>>>,
+        connections: Connections,
+        watch: Option<&Arc<Watch>>,
     ) -> Result<Instance> {
+        let Connections { io, serial, orders: (Handle(tx), Inbox(messages)) } = connections;
         let low = spec.memory.min(LOW_LIMIT);
         let ram = Arc::new(Ram::new(spec.memory + (64 << 20)).context("cannot reserve guest memory")?);
         let block = ram.alloc("ram", spec.memory).context("cannot allocate guest memory")?;
@@ -149,6 +222,9 @@ impl Instance {
             space.enable(id, base, true);
         }
         let clock = if spec.instruction_clock { Clock::instructions() } else { Clock::running() };
+        if let Some(watch) = watch {
+            watch.attach(&space, &clock);
+        }
         let machine = Machine::new(space, clock);
         let config = VmConfig { cpus: spec.cpus, model: spec.model.clone(), plain: spec.plain };
         let vm = hypervisor.create(&machine, &config)?;
@@ -158,15 +234,19 @@ impl Instance {
             memory: spec.memory,
             low_memory: low,
             rtc_start: spec.rtc_start,
+            cpus: spec.cpus,
+            uuid: spec.uuid,
         };
         let board = board::build(&machine, &vm, &parts)?;
         let ports: Vec<IsaPort> = COM[..serial.len().min(4)].to_vec();
+        let mut uarts = Vec::new();
         for (n, (port, chardev)) in ports.iter().zip(serial).enumerate() {
             let backends = Backends { chardev, ..Backends::default() };
             let (base, irq) = (port.port, u32::from(port.irq));
-            machine
+            let uart = machine
                 .plug_with(&format!("com{}", n + 1), None, backends, |slot| Ok(Ns16550::create(slot, base, irq)))
                 .map_err(|e| anyhow::anyhow!(e))?;
+            uarts.push(uart);
         }
 
         let mut platform = board::platform(spec.board, spec.cpus, &spec.model, low, ports, spec.uuid);
@@ -181,8 +261,7 @@ impl Instance {
         let mut pieces = tables.pieces;
         pieces.extend(boot::tables::bios_data(&platform));
 
-        let (tx, messages) = channel();
-        let (told, sender) = (tx.clone(), tx.clone());
+        let told = tx.clone();
         let runner = Runner::new(vm.clone(), machine.clone(), move |outcome| send(&told, Message::Outcome(outcome)))?;
         let pause = runner.pauser();
         machine.on_system(move |event| match event {
@@ -192,35 +271,32 @@ impl Instance {
                 send(&tx, Message::System(event));
             }
         });
-        let io = IoThread::start(&machine, &gate)?;
+        let gate = Gate::new();
+        let io = IoThread::start_on(&io, &machine.timers, &gate)?;
         let instance = Instance {
             machine,
             runner,
             gate,
             board,
+            serial: uarts,
             platform,
             image,
             tables: pieces,
             ram: block.start,
             low,
             shape: format!("{} processors, {} bytes of memory, board {:?}", spec.cpus, spec.memory, spec.board),
-            messages,
-            sender,
+            stay: spec.stay,
+            resets: 0,
+            messages: Some(messages),
             _io: io,
         };
-        instance.power_on()?;
+        instance.start(ResetKind::PowerOn)?;
         Ok(instance)
     }
 
-    /// A way to press the power button from any thread.
-    pub fn power_button(&self) -> impl Fn() + Send + 'static {
-        let to = self.sender.clone();
-        move || send(&to, Message::PowerButton)
-    }
-
-    /// Brings all parts to their power-on state, does what firmware does, and loads the kernel.
-    fn power_on(&self) -> Result<()> {
-        self.machine.reset(ResetKind::PowerOn);
+    /// Resets all parts, does what firmware does, and loads the kernel.
+    fn start(&self, kind: ResetKind) -> Result<()> {
+        self.machine.reset(kind);
         self.runner.with_vcpus(|v| v.reset());
         firmware::assign(&self.machine, &self.platform)?;
         for range in &self.image.zero {
@@ -261,47 +337,122 @@ impl Instance {
     }
 
     /// Runs until the machine ends, or its processors have executed `until` instructions: then there is no way in which it
-    /// ended. The second value is for the user, if there is something to say.
-    pub fn run(&self, until: Option<u64>) -> (Option<Ended>, Option<String>) {
+    /// ended. The second value is for the user, if there is something to say. It runs once.
+    pub fn run(&mut self, until: Option<u64>) -> (Option<Ended>, Option<String>) {
         if let Some(n) = until {
             self.runner.pause_at(n);
         }
+        // Dropped at the end, and with it the questions that came too late.
+        let messages = self.messages.take();
+        self.go();
+        let ended = messages.map_or((None, None), |messages| self.follow(&messages));
+        self.halt();
+        ended
+    }
+
+    /// Lets processors, time and backends go on.
+    fn go(&self) {
         self.gate.open();
         self.runner.resume();
-        let (ended, why) = loop {
-            match self.messages.recv() {
-                Ok(Message::System(SystemEvent::Reset)) => break (Some(Ended::Reboot), None),
-                Ok(Message::System(SystemEvent::PowerOff)) => break (Some(Ended::PowerOff), None),
-                Ok(Message::PowerButton) => self.gate.pass(|| self.board.pm.event(Event::PowerButton)),
-                Ok(Message::System(event)) => {
-                    self.runner.pause();
+    }
+
+    /// Stops them all.
+    fn halt(&self) {
+        self.runner.pause();
+        self.gate.close();
+    }
+
+    fn follow(&mut self, messages: &Receiver<Message>) -> (Option<Ended>, Option<String>) {
+        let mut kept: VecDeque<Message> = VecDeque::new();
+        let mut paused = false;
+        let mut pressed = false;
+        loop {
+            let message = match kept.pop_front().map_or_else(|| messages.recv(), Ok) {
+                Ok(message) => message,
+                Err(_) => return (Some(Ended::Error), Some("the processors' threads are gone".to_owned())),
+            };
+            match message {
+                Message::System(SystemEvent::Reset) | Message::Order(Order::Reset, _) if self.stay => {
+                    self.halt();
+                    // What the old run had to say is of no interest to the new one; orders are.
+                    kept.extend(messages.try_iter().filter(|m| matches!(m, Message::Order(..))));
+                    if let Err(e) = self.start(ResetKind::System) {
+                        return (Some(Ended::Error), Some(format!("{e:#}")));
+                    }
+                    self.resets += 1;
+                    self.answer(message, paused);
+                    if !paused {
+                        self.go();
+                    }
+                }
+                Message::System(SystemEvent::Reset) => return (Some(Ended::Reboot), None),
+                Message::System(SystemEvent::PowerOff) => return (Some(Ended::PowerOff), None),
+                Message::System(event) => {
+                    self.halt();
                     self.runner.with_vcpus(|v| match event {
                         SystemEvent::Init if v.index() == 0 => v.init(),
                         SystemEvent::Nmi if v.index() == 0 => v.nmi(),
                         _ => {}
                     });
-                    self.runner.resume();
+                    if !paused {
+                        self.go();
+                    }
                 }
-                Ok(Message::Outcome(Outcome::TripleFault(report))) => break (Some(Ended::TripleFault), Some(report)),
-                Ok(Message::Outcome(Outcome::Halted)) => break (Some(Ended::Halt), None),
-                Ok(Message::Outcome(Outcome::Failed(why))) => break (Some(Ended::Error), Some(why)),
-                Ok(Message::Outcome(Outcome::Limit)) => break (None, None),
-                Err(_) => break (Some(Ended::Error), Some("the processors' threads are gone".to_owned())),
+                Message::Outcome(Outcome::TripleFault(report)) => return (Some(Ended::TripleFault), Some(report)),
+                Message::Outcome(Outcome::Halted) => return (Some(Ended::Halt), None),
+                Message::Outcome(Outcome::Failed(why)) => return (Some(Ended::Error), Some(why)),
+                Message::Outcome(Outcome::Limit) => return (None, None),
+                Message::Order(order, _) => {
+                    match order {
+                        Order::PowerButton if paused => pressed = true,
+                        Order::PowerButton => self.press(),
+                        Order::Break(port) => {
+                            if let Some(uart) = self.serial.get(port)
+                                && !paused
+                            {
+                                self.gate.pass(|| uart.event(Event::Break));
+                            }
+                        }
+                        Order::Pause if !paused => {
+                            self.halt();
+                            paused = true;
+                        }
+                        Order::Resume if paused => {
+                            paused = false;
+                            self.go();
+                            if std::mem::take(&mut pressed) {
+                                self.press();
+                            }
+                        }
+                        Order::Pause | Order::Resume | Order::Query | Order::Reset | Order::Kill => {}
+                    }
+                    self.answer(message, paused);
+                    match order {
+                        Order::Reset => return (Some(Ended::Reboot), None),
+                        Order::Kill => return (Some(Ended::PowerOff), None),
+                        _ => {}
+                    }
+                }
             }
-        };
-        self.runner.pause();
-        self.gate.close();
-        (ended, why)
+        }
     }
 
-    /// The counts so far, for a run that began at `start`.
-    pub fn stats(&self, start: Instant) -> Stats {
-        let counts = self.runner.with_vcpus(|v| v.icount());
-        Stats {
-            instructions: counts.into_iter().sum(),
-            seconds: start.elapsed().as_secs_f64(),
-            guest_seconds: self.machine.clock().now() as f64 / 1e9,
+    fn press(&self) {
+        self.gate.pass(|| self.board.pm.event(Event::PowerButton));
+    }
+
+    /// Answers an order that has been followed.
+    fn answer(&self, message: Message, paused: bool) {
+        if let Message::Order(_, Some(to)) = message {
+            let status = Status { paused, guest_ns: self.machine.clock().now(), resets: self.resets };
+            let _ = to.send(Ok(status));
         }
+    }
+
+    /// Instructions executed by all processors, where they are counted, and nanoseconds of guest time.
+    pub fn counts(&self) -> (Option<u64>, u64) {
+        let counts = self.runner.with_vcpus(|v| v.icount());
+        (counts.into_iter().sum(), self.machine.clock().now())
     }
 }
 

@@ -156,7 +156,7 @@ pub(crate) fn os_text(error: &std::io::Error) -> String {
 
 /// The candidate that `word` was probably meant to be: nearest by edits, else one that it begins or that begins it,
 /// the last with one edit too (`opnebsd-4.6`).
-pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Beyond this, what was typed is not a slip, and the distance would cost more than it tells.
     const LONGEST: usize = 64;
     let typed: Vec<char> = word.chars().take(LONGEST + 1).flat_map(char::to_lowercase).collect();

@@ -47,7 +47,7 @@ mod value;
 mod write;
 
 pub use draft::Draft;
-pub use error::{Error, Errors, Problem};
+pub use error::{Error, Errors, Problem, nearest};
 pub use key::{Address, Catalogue, Key, Kind, PathCheck, PciSlot, Rule, Schema, Section, Shape};
 pub use node::{FromSetting, Node};
 pub use tree::{Branch, Entry, Form, Item, Origin, Tree, Value};

@@ -85,6 +85,10 @@ struct Log {
 }
 
 impl Access for Log {
+    fn owner(&self) -> &str {
+        "log"
+    }
+
     fn read(&self, _: u32, offset: u64, width: u8) -> u64 {
         let mut reads = self.reads.lock().unwrap();
         reads.push((offset, width));

@@ -28,6 +28,8 @@ pub enum Event {
     Chars(Vec<u8>),
     /// The character backend that was full takes bytes again.
     CharsReady,
+    /// A break came in on a serial line.
+    Break,
     /// A frame came in from the wire.
     Frame(Vec<u8>),
     /// The wire was plugged (true) or pulled.
@@ -215,6 +217,10 @@ impl DeviceCell {
 }
 
 impl Access for DeviceCell {
+    fn owner(&self) -> &str {
+        &self.name
+    }
+
     fn read(&self, region: u32, offset: u64, width: u8) -> u64 {
         self.with(|d| d.read(region, offset, width)).unwrap_or(u64::MAX)
     }

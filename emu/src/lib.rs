@@ -32,5 +32,6 @@ pub use irq::{IrqLine, IrqSink, MsiSink, NoMsi};
 pub use pci::{Bar, BarKind, Bdf, Msi, Msix, PciBus, PciConfig, PciFunction, PciIds, Pin, Routing};
 pub use ram::{PAGE_SIZE, Ram, RamAddr, RamBlock};
 pub use space::{
-    Access, AddressSpace, Backing, Doorbell, FlatRange, Map, MapListener, PortRange, RegionId, Rights, Target, Widths,
+    Access, AddressSpace, Backing, Doorbell, FlatRange, Map, MapListener, PortRange, RegionId, Rights, Target, Watch,
+    Widths,
 };

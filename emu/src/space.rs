@@ -8,12 +8,14 @@
 //! access that caused it completes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use crate::ram::{Ram, RamAddr};
 
 /// Something that answers guest accesses: a device behind its lock, or a leaf chip with locks of its own.
 pub trait Access: Send + Sync {
+    /// Its name, for traces and reports.
+    fn owner(&self) -> &str;
     /// Reads `width` (1, 2, 4 or 8) bytes at `offset` of the owner's region number `region`.
     fn read(&self, region: u32, offset: u64, width: u8) -> u64;
     /// Writes `width` bytes.
@@ -235,9 +237,13 @@ struct Tables {
     ports_changed: bool,
 }
 
+/// Puts something between the bus and an owner, to count or to trace its accesses.
+pub type Watch = Box<dyn Fn(Arc<dyn Access>) -> Arc<dyn Access> + Send + Sync>;
+
 /// The address space of a machine.
 pub struct AddressSpace {
     ram: Arc<Ram>,
+    watch: OnceLock<Watch>,
     tables: Mutex<Tables>,
     current: RwLock<Arc<Map>>,
     generation: AtomicU64,
@@ -248,6 +254,7 @@ impl AddressSpace {
     pub fn new(ram: Arc<Ram>) -> Arc<AddressSpace> {
         Arc::new(AddressSpace {
             ram,
+            watch: OnceLock::new(),
             tables: Mutex::default(),
             current: RwLock::new(Arc::new(Map::empty(1))),
             generation: AtomicU64::new(1),
@@ -257,6 +264,25 @@ impl AddressSpace {
     /// The arena behind the space.
     pub fn ram(&self) -> &Arc<Ram> {
         &self.ram
+    }
+
+    /// Whatever is declared from now on is reached through what `watch` makes of it. Set once.
+    pub fn watch(&self, watch: Watch) {
+        let _ = self.watch.set(watch);
+    }
+
+    fn watched(&self, access: Arc<dyn Access>) -> Arc<dyn Access> {
+        match self.watch.get() {
+            Some(watch) => watch(access),
+            None => access,
+        }
+    }
+
+    fn watched_backing(&self, backing: Backing) -> Backing {
+        match backing {
+            Backing::Io(access, region, widths) => Backing::Io(self.watched(access), region, widths),
+            other => other,
+        }
     }
 
     /// The picture in force.
@@ -272,6 +298,7 @@ impl AddressSpace {
 
     /// Declares memory. It answers once [`AddressSpace::enable`] is called.
     pub fn add_memory(&self, base: u64, len: u64, priority: i32, rights: Rights, backing: Backing) -> RegionId {
+        let backing = self.watched_backing(backing);
         let mut t = self.tables.lock().unwrap();
         t.regions.push(Region { base, len, priority, rights, backing, enabled: false });
         RegionId(t.regions.len() - 1)
@@ -287,6 +314,7 @@ impl AddressSpace {
         region: u32,
         widths: Widths,
     ) -> RegionId {
+        let access = self.watched(access);
         let mut t = self.tables.lock().unwrap();
         t.ports.push(PortRegion { base, len, priority, access, region, widths, enabled: false });
         RegionId(t.ports.len() - 1)
@@ -315,6 +343,7 @@ impl AddressSpace {
 
     /// Changes what a memory region stands for and which accesses it takes (shadowing, planar video memory, banks).
     pub fn set_backing(&self, id: RegionId, rights: Rights, backing: Backing) {
+        let backing = self.watched_backing(backing);
         self.change(|t| {
             let r = &mut t.regions[id.0];
             (r.rights, r.backing) = (rights, backing);
@@ -472,6 +501,9 @@ mod tests {
 
     struct Nobody;
     impl Access for Nobody {
+        fn owner(&self) -> &str {
+            "nobody"
+        }
         fn read(&self, _: u32, _: u64, _: u8) -> u64 {
             0
         }

@@ -16,7 +16,16 @@ mod sys;
 mod terminal;
 mod unix;
 
-pub use console::{ConsoleCommand, Stdio};
+pub use console::ConsoleCommand;
 pub use io::{Gate, Io, IoThread};
 pub use signals::{EndSignal, watch_signals};
-pub use terminal::restore_terminal;
+pub use terminal::{restore_terminal, terminal_is_raw};
+
+/// The processor time that this process has used, on all of its threads.
+pub fn cpu_time() -> std::time::Duration {
+    use nix::sys::resource::{UsageWho, getrusage};
+    // It fails for wrong arguments only.
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return std::time::Duration::ZERO };
+    let part = |t: nix::sys::time::TimeVal| std::time::Duration::new(t.tv_sec() as u64, t.tv_usec() as u32 * 1000);
+    part(usage.user_time()) + part(usage.system_time())
+}

@@ -81,6 +81,11 @@ pub fn restore_terminal() {
     leave();
 }
 
+/// Whether the terminal is raw now, so that a line of text ends with CR LF.
+pub fn terminal_is_raw() -> bool {
+    RAW.load(Ordering::SeqCst)
+}
+
 /// Stops the program as the shell's suspend key does; the terminal is the shell's until [`resumed`].
 pub(crate) fn suspend() {
     leave();

@@ -49,6 +49,10 @@ impl Mechanism1 {
 }
 
 impl Access for Mechanism1 {
+    fn owner(&self) -> &str {
+        self.name()
+    }
+
     fn read(&self, region: u32, offset: u64, width: u8) -> u64 {
         if region == 0 {
             return if width == 4 { u64::from(self.address.load(Ordering::Relaxed)) } else { u64::MAX };

@@ -203,6 +203,10 @@ impl I8237 {
 }
 
 impl Access for I8237 {
+    fn owner(&self) -> &str {
+        self.name()
+    }
+
     fn read(&self, region: u32, offset: u64, _width: u8) -> u64 {
         let mut r = self.regs.lock().unwrap();
         let at = offset as usize;

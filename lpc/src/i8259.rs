@@ -273,6 +273,10 @@ impl IrqSink for I8259 {
 }
 
 impl Access for I8259 {
+    fn owner(&self) -> &str {
+        self.name()
+    }
+
     fn read(&self, region: u32, offset: u64, _width: u8) -> u64 {
         let mut pair = self.pair.lock().unwrap();
         if region == 2 {

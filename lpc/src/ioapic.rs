@@ -166,6 +166,10 @@ impl IrqSink for IoApic {
 }
 
 impl Access for IoApic {
+    fn owner(&self) -> &str {
+        self.name()
+    }
+
     fn read(&self, _: u32, offset: u64, _: u8) -> u64 {
         let r = self.regs.lock().unwrap();
         let (value, shift) = match offset & 0xff & !3 {

@@ -3,7 +3,8 @@
 //! Datasheet: PC16550D (DS008652). Registers, both FIFOs with trigger levels and the receive time-out, loopback, modem lines,
 //! the interrupt identification in order of priority. Bytes go to the backend as they are written; the transmitter then
 //! counts as busy for the time that the programmed rate asks for only while nobody could take the bytes, so a guest never
-//! waits for a line that is not there. Parity, framing and break errors do not come in from backends.
+//! waits for a line that is not there. Breaks come in, by which kernels drop into their debuggers; parity and framing
+//! errors do not.
 //!
 //! What drivers rely on: writing IER with THRE set and the transmitter empty interrupts at once (FreeBSD sio and uart, Linux's
 //! THRE test); reading IIR clears a THRE cause that it shows; FreeBSD 7's sio and OpenBSD's com measure interrupts and FIFO
@@ -81,6 +82,8 @@ struct Regs {
     fcr: u8,
     /// Received and not yet read.
     rx: VecDeque<u8>,
+    /// Which of them is the zero that stands for a break.
+    break_at: Option<usize>,
     /// Written and not yet taken by the backend.
     tx: VecDeque<u8>,
     /// The transmitter became empty and nobody has been told.
@@ -101,6 +104,7 @@ impl Default for Regs {
             divisor: 12,
             fcr: 0,
             rx: VecDeque::new(),
+            break_at: None,
             tx: VecDeque::new(),
             thre: false,
             timeout: false,
@@ -178,6 +182,38 @@ impl Regs {
         self.rx.push_back(byte);
         self.lsr.insert(Lsr::DR);
         self.timeout = false;
+    }
+
+    fn receive_break(&mut self) {
+        // One that comes while another is in the FIFO is the same long break.
+        if self.break_at.is_none() && self.room() > 0 {
+            self.receive(0);
+            self.break_at = Some(self.rx.len() - 1);
+            self.lsr.insert(Lsr::FIFO_ERROR);
+            self.show_break();
+        }
+    }
+
+    /// The break shows when its character is the next to be read.
+    fn show_break(&mut self) {
+        if self.break_at == Some(0) {
+            self.lsr.insert(Lsr::BI);
+        }
+    }
+
+    fn pop(&mut self) -> u8 {
+        let byte = self.rx.pop_front().unwrap_or(0);
+        self.lsr.set(Lsr::DR, !self.rx.is_empty());
+        self.timeout = false;
+        self.break_at = self.break_at.and_then(|at| at.checked_sub(1));
+        self.show_break();
+        byte
+    }
+
+    fn clear_rx(&mut self) {
+        self.rx.clear();
+        self.break_at = None;
+        self.lsr.remove(Lsr::DR);
     }
 }
 
@@ -258,9 +294,7 @@ impl Ns16550 {
             0 if dlab => self.regs.divisor as u8,
             1 if dlab => (self.regs.divisor >> 8) as u8,
             0 => {
-                let byte = self.regs.rx.pop_front().unwrap_or(0);
-                self.regs.lsr.set(Lsr::DR, !self.regs.rx.is_empty());
-                self.regs.timeout = false;
+                let byte = self.regs.pop();
                 self.watch_rx();
                 self.ask_for_more();
                 byte
@@ -277,7 +311,8 @@ impl Ns16550 {
             4 => self.regs.mcr.bits(),
             5 => {
                 let lsr = self.regs.lsr;
-                self.regs.lsr.remove(Lsr::OE | Lsr::PE | Lsr::FE | Lsr::BI | Lsr::FIFO_ERROR);
+                self.regs.lsr.remove(Lsr::OE | Lsr::PE | Lsr::FE | Lsr::BI);
+                self.regs.lsr.set(Lsr::FIFO_ERROR, self.regs.break_at.is_some_and(|at| at > 0));
                 lsr.bits()
             }
             6 => {
@@ -308,8 +343,7 @@ impl Ns16550 {
             2 => {
                 let switched = (value ^ self.regs.fcr) & FCR_ENABLE != 0;
                 if switched || value & 2 != 0 {
-                    self.regs.rx.clear();
-                    self.regs.lsr.remove(Lsr::DR);
+                    self.regs.clear_rx();
                     self.watch_rx();
                 }
                 if switched || value & 4 != 0 {
@@ -355,6 +389,10 @@ impl Device for Ns16550 {
                 self.ask_for_more();
             }
             Event::CharsReady => self.drain(),
+            Event::Break if !self.regs.mcr.contains(Mcr::LOOP) => {
+                self.regs.receive_break();
+                self.watch_rx();
+            }
             _ => {}
         }
         self.update();
@@ -480,6 +518,24 @@ mod tests {
         assert_eq!(r.inp(5) & 3, 1);
         assert_eq!(r.inp(0), b'0');
         assert_eq!(r.line.0.lock().unwrap().2, 1, "the stream is asked for as much as there is room");
+    }
+
+    #[test]
+    fn a_break_is_a_zero_that_shows_in_lsr_when_it_is_next_to_be_read() {
+        let mut r = rig();
+        r.out(2, 1);
+        r.out(4, 8);
+        r.out(1, 4);
+        r.send(b"ab");
+        r.cell.event(Event::Break);
+        r.send(b"c");
+        assert_eq!(r.inp(5) & 0x91, 0x81, "there is one in the FIFO");
+        assert_eq!((r.inp(0), r.bench.irq(4)), (b'a', false));
+        assert_eq!((r.inp(0), r.bench.irq(4)), (b'b', true));
+        assert_eq!(r.inp(5) & 0x91, 0x91);
+        assert!(!r.bench.irq(4));
+        assert_eq!((r.inp(0), r.inp(0)), (0, b'c'));
+        assert_eq!(r.inp(5) & 0x91, 0);
     }
 
     #[test]

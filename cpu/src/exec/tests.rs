@@ -24,6 +24,10 @@ const HIGH: u64 = 0xffff_8000_0000_0000;
 struct Counter(AtomicU64);
 
 impl Access for Counter {
+    fn owner(&self) -> &str {
+        "counter"
+    }
+
     fn read(&self, _: u32, _: u64, _: u8) -> u64 {
         self.0.fetch_add(1, Ordering::Relaxed)
     }

@@ -24,7 +24,6 @@ use emu::backend::Chardev;
 pub use self::escape::ConsoleCommand;
 use self::line::Line;
 pub use self::script::{Script, Step, When};
-pub use self::stdio::Stdio;
 use crate::io::Io;
 
 /// A kind of console.

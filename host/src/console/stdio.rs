@@ -8,17 +8,14 @@
 use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::sync::Arc;
 
-use emu::backend::Chardev;
-use emu::{Clock, DeviceCell, Timers};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::escape::{ConsoleCommand, Escape, HELP, Typed};
 use super::line::Line;
 use super::{CommandHook, Description};
-use crate::io::{Gate, Io, IoThread};
+use crate::io::Io;
 use crate::terminal;
 
 /// Takes over standard input and output.
@@ -49,51 +46,6 @@ pub(super) fn start(
         None => read_bytes(&line, input),
     })?;
     Ok(())
-}
-
-/// Standard input and output as pipes, with an io thread of its own, for a program that opens its console without an
-/// [`Io`].
-pub struct Stdio {
-    port: Box<dyn Chardev>,
-    line: Arc<Line>,
-}
-
-impl Stdio {
-    /// Takes over standard output, and standard input if `input`. A terminal stays in its modes.
-    ///
-    /// # Errors
-    /// When the host has no threads or descriptors for it.
-    pub fn open(gate: &Arc<Gate>, input: bool, block: bool) -> std::io::Result<Stdio> {
-        let io = Io::new()?;
-        let line = Line::patient("stdio", block);
-        let keys = if input { std::io::stdin().as_fd().try_clone_to_owned()?.into() } else { File::open("/dev/null")? };
-        start(&line, &io, keys, std::io::stdout().as_fd().try_clone_to_owned()?.into(), None)?;
-        // Its thread has no timers to serve, and lives as long as the program.
-        std::mem::forget(IoThread::start_on(&io, &Timers::new(Clock::manual()), gate)?);
-        Ok(Stdio { port: line.port(), line })
-    }
-
-    /// Waits until all that the guest wrote is out.
-    pub fn flusher(&self) -> impl Fn() + Send + use<> {
-        let line = self.line.clone();
-        move || {
-            line.flush(Duration::from_secs(3600));
-        }
-    }
-}
-
-impl Chardev for Stdio {
-    fn write(&mut self, data: &[u8]) -> usize {
-        self.port.write(data)
-    }
-
-    fn attach(&mut self, to: Weak<DeviceCell>) {
-        self.port.attach(to);
-    }
-
-    fn want(&mut self, bytes: usize) {
-        self.port.want(bytes);
-    }
 }
 
 /// A thread that writes a line's output to a descriptor that may block, until the device lets go of the line.

@@ -1,0 +1,281 @@
+//! Machines in other processes: the verbs of the control socket, from both ends, and starting in the background.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Args, Subcommand};
+use host::control::{self, CallError, Members, Reply, Request, Server};
+use serde_json::{Value, json};
+
+use crate::vm::{Ended, Handle, Order, Status};
+
+/// How long a machine may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a started machine may take until its control socket is there.
+const STARTUP: Duration = Duration::from_secs(60);
+
+/// Which machine.
+#[derive(Args)]
+pub struct Target {
+    /// Its name.
+    #[arg(required_unless_present = "config")]
+    name: Option<String>,
+    /// Its configuration file, instead of its name.
+    #[arg(short, long = "config", value_name = "FILE", conflicts_with = "name")]
+    config: Option<PathBuf>,
+}
+
+/// What other processes can do to a machine.
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Press a machine's power button, as SIGTERM does.
+    Stop {
+        #[command(flatten)]
+        target: Target,
+        /// Wait until it has ended, and cut its power if that takes longer than this many seconds.
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
+    },
+    /// Cut a machine's power.
+    Kill {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Press a machine's reset button.
+    Reset {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Stop a machine's processors and its time.
+    Pause {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Let a paused machine go on.
+    Resume {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show what a machine is and does.
+    Status {
+        #[command(flatten)]
+        target: Target,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Wait until a machine ends, and exit as it does.
+    Wait {
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+impl Verb {
+    /// Carries it out.
+    ///
+    /// # Errors
+    /// One line for the user.
+    pub fn run(&self, dir: &Path) -> Result<Ended> {
+        let simple = |target: &Target, verb: &str| {
+            call(&target.socket(dir)?, verb, Some(PATIENCE))?;
+            Ok(Ended::Reboot)
+        };
+        match self {
+            Verb::Stop { target, timeout: None } => simple(target, "stop"),
+            Verb::Stop { target, timeout: Some(seconds) } => stop(&target.socket(dir)?, Duration::from_secs(*seconds)),
+            Verb::Kill { target } => simple(target, "kill"),
+            Verb::Reset { target } => simple(target, "reset"),
+            Verb::Pause { target } => simple(target, "pause"),
+            Verb::Resume { target } => simple(target, "resume"),
+            Verb::Status { target, json } => {
+                let status = call(&target.socket(dir)?, "status", Some(PATIENCE))?;
+                if *json {
+                    println!("{}", Value::from(status));
+                } else {
+                    print!("{}", show(&status));
+                }
+                Ok(Ended::Reboot)
+            }
+            Verb::Wait { target } => {
+                let results = call(&target.socket(dir)?, "wait", None)?;
+                let status = results.get("status").and_then(Value::as_u64);
+                let ended = Ended::ALL.into_iter().find(|e| Some(*e as u64) == status);
+                ended.ok_or_else(|| anyhow!("the machine does not say how it ended"))
+            }
+        }
+    }
+}
+
+impl Target {
+    fn socket(&self, dir: &Path) -> Result<PathBuf> {
+        let name = match (&self.name, &self.config) {
+            (Some(name), _) => name.clone(),
+            (None, Some(file)) => {
+                let node = crate::config::read(file, &[]).map_err(|e| anyhow!("{e}"))?;
+                node.text("name").to_owned()
+            }
+            (None, None) => bail!("no machine is named"),
+        };
+        if name.contains('/') {
+            bail!("{name:?} is no name of a machine");
+        }
+        Ok(control::socket_path(dir, &name))
+    }
+}
+
+fn call(socket: &Path, verb: &str, limit: Option<Duration>) -> Result<Members> {
+    control::call(socket, verb, &Members::new(), limit).map_err(|e| match e {
+        CallError::NotRunning(_) => {
+            let name = socket.file_stem().unwrap_or_default().to_string_lossy();
+            anyhow!("no machine {name:?} is running (there is no control socket {})", socket.display())
+        }
+        e => e.into(),
+    })
+}
+
+fn stop(socket: &Path, limit: Duration) -> Result<Ended> {
+    call(socket, "stop", Some(PATIENCE))?;
+    match control::call(socket, "wait", &Members::new(), Some(limit)) {
+        Ok(_) | Err(CallError::NotRunning(_)) => return Ok(Ended::Reboot),
+        Err(CallError::TimedOut) => {}
+        Err(e) => return Err(e.into()),
+    }
+    eprintln!("bhyve-rs: the guest has not powered off in {} s; its power is cut", limit.as_secs());
+    call(socket, "kill", Some(PATIENCE))?;
+    Ok(Ended::Reboot)
+}
+
+/// A status as text, a line a member.
+fn show(status: &Members) -> String {
+    let mut out = String::new();
+    let mut members: Vec<_> = status.iter().collect();
+    members.sort_by_key(|(key, _)| !["name", "state"].contains(&key.as_str()));
+    for (key, value) in members {
+        let text = match value {
+            Value::String(s) => s.clone(),
+            Value::Object(places) => places
+                .iter()
+                .map(|(k, v)| format!("{k} {}", v.as_str().unwrap_or_default()))
+                .collect::<Vec<_>>()
+                .join("; "),
+            other => other.to_string(),
+        };
+        out.push_str(&format!("{key:<14} {text}\n"));
+    }
+    out
+}
+
+/// The machine's end of its control socket. `facts` are the members of its status that do not change.
+///
+/// # Errors
+/// When a machine of the name is running already, and whatever the system says.
+pub fn serve(dir: &Path, name: &str, handle: Handle, facts: Members) -> Result<Server> {
+    control::make_run_dir(dir)?;
+    Server::start(&control::socket_path(dir, name), move |request| answer(request, &handle, &facts))
+}
+
+/// What `wait` is told.
+pub fn results(ended: Option<Ended>) -> Members {
+    let mut members = Members::new();
+    let (status, text) = ended.map_or((Ended::Reboot as u8, "stopped"), |e| (e as u8, e.text()));
+    members.insert("status".to_owned(), status.into());
+    members.insert("how".to_owned(), text.into());
+    members
+}
+
+fn answer(request: &Request, handle: &Handle, facts: &Members) -> Reply {
+    if let Some(unknown) = request.args.keys().next() {
+        return Reply::Failed(format!("{} takes no argument {unknown:?}", request.verb));
+    }
+    let order = match request.verb.as_str() {
+        "stop" => Order::PowerButton,
+        "kill" => Order::Kill,
+        "reset" => Order::Reset,
+        "pause" => Order::Pause,
+        "resume" => Order::Resume,
+        "status" => Order::Query,
+        "wait" => return Reply::AtEnd,
+        other => {
+            return Reply::Failed(format!(
+                "unknown verb {other:?}; there are stop, kill, reset, pause, resume, status, wait"
+            ));
+        }
+    };
+    match handle.ask(order) {
+        Ok(status) if order == Order::Query => Reply::Done(members(facts, status)),
+        Ok(_) => Reply::Done(Members::new()),
+        Err(why) => Reply::Failed(why),
+    }
+}
+
+fn members(facts: &Members, status: Status) -> Members {
+    let mut members = facts.clone();
+    members.insert("state".to_owned(), if status.paused { "paused" } else { "running" }.into());
+    members.insert("guest_seconds".to_owned(), json!(status.guest_ns as f64 / 1e9));
+    members.insert("resets".to_owned(), status.resets.into());
+    members
+}
+
+/// Starts the machine of a configuration file in the background, and returns when it runs. What it has to say goes to
+/// `NAME.log` in the run directory.
+///
+/// # Errors
+/// Why it does not run.
+pub fn start(dir: &Path, file: &Path, set: &[String]) -> Result<Ended> {
+    let node = match crate::config::read(file, set) {
+        Ok(node) => node,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return Ok(Ended::Error);
+        }
+    };
+    let name = node.text("name");
+    control::make_run_dir(dir)?;
+    let socket = control::socket_path(dir, name);
+    if control::call(&socket, "status", &Members::new(), Some(PATIENCE)).is_ok() {
+        bail!("{name} is running already");
+    }
+    let log = dir.join(format!("{name}.log"));
+    let out = OpenOptions::new().create(true).append(true).mode(0o600).open(&log);
+    let out = out.with_context(|| format!("log {}", log.display()))?;
+    let begin = out.metadata()?.len();
+    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+    command.arg("--run-dir").arg(dir).args(["run", "--background", "-c"]).arg(file);
+    command.args(set.iter().flat_map(|s| ["-o", s]));
+    // A process group of its own, so that the terminal's signals do not reach it.
+    command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).process_group(0);
+    let mut child = command.spawn().context("cannot start a process")?;
+    let deadline = Instant::now() + STARTUP;
+    loop {
+        if let Ok(status) = control::call(&socket, "status", &Members::new(), Some(PATIENCE)) {
+            // A machine of the name that somebody else started in the meantime is not ours.
+            if status.get("pid") == Some(&child.id().into()) {
+                return Ok(Ended::Reboot);
+            }
+        }
+        if let Some(status) = child.try_wait()? {
+            let said = tail(&log, begin);
+            let said = said.lines().last().unwrap_or("it says nothing");
+            bail!("{name} did not start ({status}): {}", said.trim_start_matches("bhyve-rs: "));
+        }
+        if Instant::now() > deadline {
+            bail!("{name} does not answer; its log is {}", log.display());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn tail(log: &Path, from: u64) -> String {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut text = Vec::new();
+    if let Ok(mut file) = File::open(log) {
+        let _ = file.seek(SeekFrom::Start(from)).and_then(|_| file.take(64 << 10).read_to_end(&mut text));
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
