@@ -153,6 +153,11 @@ impl Run {
         stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).expect("the program reads its input");
     }
 
+    /// Closes the program's standard input.
+    pub fn close_input(&mut self) {
+        self.child.stdin = None;
+    }
+
     /// Sends SIGTERM.
     ///
     /// # Panics
@@ -200,4 +205,52 @@ impl Run {
 /// Runs to the end.
 pub fn run<S: AsRef<std::ffi::OsStr>>(args: &[S], seconds: u64) -> Ended {
     Run::start(args, seconds).wait()
+}
+
+/// The probe as it was built into the program.
+///
+/// # Panics
+/// When the program was not built here.
+pub fn probe() -> String {
+    let builds = program().parent().expect("a folder").join("build");
+    let found = std::fs::read_dir(&builds).expect("a build").filter_map(|e| {
+        let path: PathBuf = e.ok()?.path().join("out/probe.elf");
+        Some((std::fs::metadata(&path).ok()?.modified().ok()?, path))
+    });
+    found.max().map(|(_, p)| p.display().to_string()).expect("the probe was built with the program")
+}
+
+/// A directory of a test's own, removed when it is dropped.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes it; the name must be unique among tests.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn new(name: &str) -> Scratch {
+        let path = std::env::temp_dir().join(format!("bhyve-rs-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a scratch directory");
+        Scratch(path)
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    /// Writes a file into it and returns its path.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn write(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.0.join(name), text).expect("a scratch file");
+        self.path(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }

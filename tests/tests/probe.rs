@@ -1,19 +1,6 @@
 //! The in-tree guest: a smoke test of timers, interrupts, processors and memory, and the ways a machine ends.
 
-use std::fs;
-use std::path::PathBuf;
-
-use machine_tests::{Ended, root, run};
-
-/// The probe as it was built into the program.
-fn probe() -> String {
-    let builds = root().join("target/release/build");
-    let found = fs::read_dir(&builds).expect("a release build").filter_map(|e| {
-        let path: PathBuf = e.ok()?.path().join("out/probe.elf");
-        Some((fs::metadata(&path).ok()?.modified().ok()?, path))
-    });
-    found.max().map(|(_, p)| p.display().to_string()).expect("the probe was built with the program")
-}
+use machine_tests::{Ended, probe, run};
 
 fn start(words: &str, settings: &[&str]) -> Ended {
     let mut args = vec!["--kernel".to_owned(), probe(), "--args".to_owned(), words.to_owned(), "--stats".to_owned()];
@@ -42,6 +29,11 @@ fn smoke_test_on_one_processor() {
 #[test]
 fn smoke_test_on_four_processors_of_the_440bx_board() {
     smoke(&["cpus=4", "board=440bx"]);
+}
+
+#[test]
+fn smoke_test_on_two_processors_of_bhyves_board() {
+    smoke(&["cpus=2", "profile=bhyve"]);
 }
 
 #[test]
