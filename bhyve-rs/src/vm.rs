@@ -398,7 +398,9 @@ impl Instance {
                         self.go();
                     }
                 }
-                Message::Outcome(Outcome::TripleFault(report)) => return (Some(Ended::TripleFault), Some(report)),
+                Message::Outcome(Outcome::TripleFault(report)) => {
+                    return (Some(Ended::TripleFault), Some(format!("triple fault\n{report}")));
+                }
                 Message::Outcome(Outcome::Halted) => return (Some(Ended::Halt), None),
                 Message::Outcome(Outcome::Failed(why)) => return (Some(Ended::Error), Some(why)),
                 Message::Outcome(Outcome::Limit) => return (None, None),

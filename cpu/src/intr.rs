@@ -47,7 +47,9 @@ impl Cpu {
 
     fn deliver_all(&mut self, fault: Fault) {
         let mut f = fault;
+        self.faults.clear();
         loop {
+            self.faults.push(f);
             match f.vector {
                 1 => self.latch_dr6(),
                 14 => self.cr2 = f.cr2,
@@ -66,6 +68,7 @@ impl Cpu {
             };
             f = match (class(f.vector), class(second.vector)) {
                 (Severity::Double, Severity::Contributory | Severity::PageFault) => {
+                    self.faults.push(second);
                     self.why = Why::Shutdown;
                     return;
                 }

@@ -140,6 +140,7 @@ impl Cpu {
             clock_bias: 0,
             clock_follows: false,
             smc: Vec::new(),
+            faults: Vec::new(),
             code_epoch: 0,
             tsc_offset: 0,
             model,

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+
 use crate::flags::IF;
 use crate::insn::{CS, DS, ES, FS, GS, Mode, SS};
 use crate::state::Cpu;
@@ -9,8 +11,67 @@ use crate::state::Cpu;
 const NAMES: [&str; 16] =
     ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14", "R15"];
 
+/// Bytes before RIP in which the disassembly looks for a beginning, and after it.
+const BEFORE: u64 = 32;
+const AFTER: u64 = 32;
+/// Instructions shown before RIP.
+const SHOWN_BEFORE: usize = 4;
+
+/// Where in the bytes before RIP to begin, so that what is decoded leads up to RIP: instructions have no marks, but a
+/// wrong beginning soon falls into step with the right one, so the one that has the longest way to RIP is taken.
+fn back(before: &[u8], bits: u32, rip: u64) -> usize {
+    let mut starts = (0..before.len()).filter_map(|start| {
+        let ip = rip.wrapping_sub((before.len() - start) as u64);
+        let mut decoder = Decoder::with_ip(bits, &before[start..], ip, DecoderOptions::NONE);
+        let mut places = Vec::new();
+        while decoder.can_decode() {
+            places.push(start + decoder.position());
+            if decoder.decode().is_invalid() {
+                return None;
+            }
+        }
+        Some(places)
+    });
+    let Some(places) = starts.next() else { return before.len() };
+    places[places.len().saturating_sub(SHOWN_BEFORE)]
+}
+
+/// A fault in words.
+fn describe(f: crate::state::Fault) -> String {
+    const NAMES: [&str; 20] = [
+        "#DE",
+        "#DB",
+        "NMI",
+        "#BP",
+        "#OF",
+        "#BR",
+        "#UD",
+        "#NM",
+        "#DF",
+        "coprocessor overrun",
+        "#TS",
+        "#NP",
+        "#SS",
+        "#GP",
+        "#PF",
+        "vector 15",
+        "#MF",
+        "#AC",
+        "#MC",
+        "#XM",
+    ];
+    let mut text = NAMES.get(f.vector as usize).map_or_else(|| format!("vector {}", f.vector), |n| (*n).to_owned());
+    if let Some(error) = f.error {
+        let _ = write!(text, "({error:x})");
+    }
+    if f.vector == 14 {
+        let _ = write!(text, " at {:x}", f.cr2);
+    }
+    text
+}
+
 impl Cpu {
-    /// Registers and the bytes at RIP, several lines.
+    /// Registers, what was delivered last, the last accesses to devices and the code around RIP, several lines.
     pub fn report(&mut self) -> String {
         let mut out = String::new();
         let r = self.regs();
@@ -36,16 +97,67 @@ impl Cpu {
             "GDT={:016x}/{:04x} IDT={:016x}/{:04x}",
             r.gdtr.base, r.gdtr.limit, r.idtr.base, r.idtr.limit
         );
-        let mut code = [0; 16];
-        let have = self.fetch_address(r.rip).and_then(|lin| self.fetch(lin, &mut code)).unwrap_or(0);
+        if !self.faults.is_empty() {
+            let faults: Vec<String> = self.faults.iter().map(|f| describe(*f)).collect();
+            let _ = writeln!(out, "faults: {}", faults.join(", then "));
+        }
+        let exits: Vec<_> = self.bus.exits().collect();
+        if !exits.is_empty() {
+            out.push_str("last exits:\n");
+        }
+        for e in exits {
+            let to = if matches!(e.kind, "in" | "read") { "=" } else { "<-" };
+            let _ = writeln!(out, "  {:<5} {:x}/{} {to} {:x}", e.kind, e.addr, e.width, e.value);
+        }
+        out.push_str(&self.code());
         self.why = crate::state::Why::None;
+        out
+    }
+
+    /// Disassembles around RIP.
+    fn code(&mut self) -> String {
         let bits = match self.mode {
             m if m.has(Mode::LONG) => 64,
             m if m.has(Mode::D32) => 32,
             _ => 16,
         };
-        let bytes: Vec<String> = code[..have.min(16)].iter().map(|b| format!("{b:02x}")).collect();
-        let _ = write!(out, "code ({bits}-bit): {}", bytes.join(" "));
+        let rip = self.rip;
+        let Ok(at) = self.fetch_address(rip) else { return format!("code ({bits}-bit): RIP is no address\n") };
+        let after = self.peek(at, AFTER);
+        let before = self.peek(at.wrapping_sub(BEFORE), BEFORE);
+        if after.is_empty() {
+            return format!("code ({bits}-bit): nothing is mapped there\n");
+        }
+        let mut out = format!("code ({bits}-bit):\n");
+        let start = if before.len() as u64 == BEFORE { back(&before, bits, rip) } else { before.len() };
+        let bytes = [&before[start..], &after].concat();
+        let first = rip.wrapping_sub((before.len() - start) as u64);
+        let mut decoder = Decoder::with_ip(bits, &bytes, first, DecoderOptions::NONE);
+        let mut formatter = IntelFormatter::new();
+        while decoder.can_decode() {
+            let place = decoder.position();
+            let insn = decoder.decode();
+            // Past RIP the bytes may end within an instruction.
+            if insn.is_invalid() && insn.ip() != rip && insn.ip().wrapping_sub(rip) < AFTER {
+                break;
+            }
+            let mut text = String::new();
+            formatter.format(&insn, &mut text);
+            let hex: String = bytes[place..place + insn.len()].iter().map(|b| format!("{b:02x}")).collect();
+            let mark = if insn.ip() == rip { "=>" } else { "  " };
+            let _ = writeln!(out, "{mark} {:016x} {hex:<20} {text}", insn.ip());
+        }
+        out
+    }
+
+    /// As many of the bytes from `lin` on as are mapped.
+    fn peek(&mut self, lin: u64, len: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        while (out.len() as u64) < len {
+            let mut buf = [0; 16];
+            let Ok(n) = self.fetch(lin.wrapping_add(out.len() as u64), &mut buf) else { break };
+            out.extend(&buf[..n.min((len - out.len() as u64) as usize)]);
+        }
         out
     }
 

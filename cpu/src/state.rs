@@ -218,6 +218,8 @@ pub struct Cpu {
     pub(crate) clock_follows: bool,
     /// Stores that hit decoded code, for the engine: place and length.
     pub(crate) smc: Vec<(RamAddr, u32)>,
+    /// What was delivered last, up to the triple fault that it became; for the report.
+    pub(crate) faults: Vec<Fault>,
     /// The engine's count of code pages that the translations agree with.
     pub(crate) code_epoch: u64,
     /// TSC = clock in TSC ticks + this.

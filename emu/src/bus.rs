@@ -5,19 +5,48 @@ use std::sync::Arc;
 use crate::ram::{Ram, RamAddr};
 use crate::space::{AddressSpace, FlatRange, Map, PortRange, Target, find};
 
+/// A guest's access to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// What was done: `in`, `out`, `read`, `write`.
+    pub kind: &'static str,
+    /// Port or guest physical address.
+    pub addr: u64,
+    /// Bytes.
+    pub width: u8,
+    /// What was read or written.
+    pub value: u64,
+}
+
+/// The last accesses to devices, for the report of a crash.
+#[derive(Default)]
+struct Exits {
+    ring: [Option<Exit>; 8],
+    next: usize,
+}
+
+impl Exits {
+    #[inline]
+    fn note(&mut self, kind: &'static str, addr: u64, width: u8, value: u64) {
+        self.ring[self.next % 8] = Some(Exit { kind, addr, width, value });
+        self.next = self.next.wrapping_add(1);
+    }
+}
+
 /// One vCPU's view of the machine.
 pub struct CpuBus {
     space: Arc<AddressSpace>,
     map: Arc<Map>,
     last_read: usize,
     last_write: usize,
+    exits: Exits,
 }
 
 impl CpuBus {
     /// A view of `space`.
     pub fn new(space: Arc<AddressSpace>) -> CpuBus {
         let map = space.map();
-        CpuBus { space, map, last_read: 0, last_write: 0 }
+        CpuBus { space, map, last_read: 0, last_write: 0, exits: Exits::default() }
     }
 
     /// The arena.
@@ -28,6 +57,12 @@ impl CpuBus {
     /// The space.
     pub fn space(&self) -> &Arc<AddressSpace> {
         &self.space
+    }
+
+    /// The last accesses to devices, the oldest first; of string instructions not every element.
+    pub fn exits(&self) -> impl Iterator<Item = Exit> {
+        let (newer, older) = self.exits.ring.split_at(self.exits.next % 8);
+        older.iter().chain(newer).filter_map(|e| *e)
     }
 
     /// The generation of the machine's map. A CPU that caches translations drops them when it moves.
@@ -57,9 +92,14 @@ impl CpuBus {
         if let Some(r) = self.map.port(port)
             && whole(r, port, width)
         {
-            return r.access.read(r.region, u64::from(port - r.base), width) as u32 & (u32::MAX >> (32 - 8 * width));
+            let all = u32::MAX >> (32 - 8 * width);
+            let value = r.access.read(r.region, u64::from(port - r.base), width) as u32 & all;
+            self.exits.note("in", u64::from(port), width, u64::from(value));
+            return value;
         }
-        self.pio_read_split(port, width)
+        let value = self.pio_read_split(port, width);
+        self.exits.note("in", u64::from(port), width, u64::from(value));
+        value
     }
 
     #[cold]
@@ -85,6 +125,7 @@ impl CpuBus {
     #[inline]
     pub fn pio_write(&mut self, port: u16, width: u8, value: u32) {
         self.refresh();
+        self.exits.note("out", u64::from(port), width, u64::from(value));
         if !self.map.doorbells().is_empty() && self.ring(u64::from(port), true, width, u64::from(value)) {
             return;
         }
@@ -150,7 +191,11 @@ impl CpuBus {
                             self.space.ram().read(RamAddr(ram.0 + (addr - r.start)), &mut buf[..step as usize]);
                             u64::from_le_bytes(buf)
                         }
-                        Target::Io(access, region, offset, _) => access.read(*region, offset + (addr - r.start), step),
+                        Target::Io(access, region, offset, _) => {
+                            let part = access.read(*region, offset + (addr - r.start), step);
+                            self.exits.note("read", addr, step, part & (u64::MAX >> (64 - 8 * step)));
+                            part
+                        }
                     };
                     (part & (u64::MAX >> (64 - 8 * step)), step)
                 }
@@ -181,6 +226,7 @@ impl CpuBus {
                             .ram()
                             .write(RamAddr(ram.0 + (addr - r.start)), &part.to_le_bytes()[..step as usize]),
                         Target::Io(access, region, offset, _) => {
+                            self.exits.note("write", addr, step, part);
                             access.write(*region, offset + (addr - r.start), step, part);
                         }
                     }

@@ -21,7 +21,7 @@ mod pci;
 mod ram;
 mod space;
 
-pub use bus::CpuBus;
+pub use bus::{CpuBus, Exit};
 pub use clock::{Clock, Timer, TimerSink, Timers};
 pub use device::{
     Backends, Create, Device, DeviceCell, DeviceState, Event, IrqSaved, Machine, Model, Param, ParamKind, Params,

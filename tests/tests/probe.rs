@@ -107,7 +107,13 @@ fn each_way_to_reset_ends_with_status_0() {
 fn a_triple_fault_reports_the_registers_and_ends_with_status_3() {
     let ended = start("reset=triple", &[]);
     assert_eq!(ended.status, 3);
-    assert!(ended.stderr.contains("RIP=") && ended.stderr.contains("CR3=") && ended.stderr.contains("code (64-bit):"));
+    assert!(ended.stderr.contains("RIP=") && ended.stderr.contains("CR3="), "{}", ended.stderr);
+    // The probe loads an empty IDT and executes UD2; its last words went to COM1.
+    assert!(ended.stderr.contains("faults: #UD, then #GP(33), then #DF(0), then #GP(43)"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("  out   3f8/1 <- "), "{}", ended.stderr);
+    let lines: Vec<&str> = ended.stderr.lines().collect();
+    let at = lines.iter().position(|l| l.starts_with("=> ")).expect("the instruction at RIP");
+    assert!(lines[at].ends_with("ud2") && lines[at - 1].contains("lidt"), "{}", ended.stderr);
 }
 
 #[test]
