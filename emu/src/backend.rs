@@ -6,6 +6,7 @@ use std::sync::Weak;
 
 use serde::{Deserialize, Serialize};
 
+use crate::completion::Ticket;
 use crate::device::DeviceCell;
 use crate::dma::IoVec;
 
@@ -48,15 +49,15 @@ pub struct Completion {
     pub data: Vec<u8>,
 }
 
-/// A block store.
+/// A block store. Its device reaches it by a [`crate::DiskPort`].
 pub trait Disk: Send {
     /// Size in bytes.
     fn size(&self) -> u64;
     /// Whether writes are refused.
     fn read_only(&self) -> bool;
-    /// Starts a request; [`crate::Event::Done`] comes to `to` when it is finished.
-    fn submit(&mut self, request: DiskRequest, to: Weak<DeviceCell>);
-    /// Forgets all requests under way: none of them touches guest memory or completes after this returns.
+    /// Starts a request, which the ticket answers when it is finished. It must not wait for the host.
+    fn submit(&mut self, request: DiskRequest, ticket: Ticket);
+    /// Forgets all requests under way: none of them touches guest memory after this returns.
     fn cancel(&mut self);
 }
 

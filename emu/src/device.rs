@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::backend::{Chardev, Disk, Net, Screen};
 use crate::clock::{Clock, Timer, TimerSink, Timers};
+use crate::completion::{DiskPort, Queue, SavedAnswer};
 use crate::dma::DmaMem;
 use crate::irq::{IrqLine, MsiSink, NoMsi};
 use crate::pci::{Bar, BarKind, Bdf, Msi, Msix, PciBus, PciFunction, PciIds, Pin};
@@ -169,6 +170,9 @@ pub struct Saved {
     /// Deadlines of its timers, nanoseconds of guest time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timers: Vec<Option<u64>>,
+    /// Of each of its disks the answers that have not reached it yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Vec<SavedAnswer>>,
 }
 
 /// A part of the machine that is reset and saved: a device in its cell, or a leaf chip.
@@ -191,6 +195,7 @@ struct Wires {
     pci: Option<Arc<PciFunction>>,
     irqs: Vec<Arc<IrqLine>>,
     timers: Vec<Arc<Timer>>,
+    disks: Vec<Arc<Queue>>,
     /// The device's own numbers of its regions, what they are in the address space, and whether they are ports.
     regions: Vec<(u32, RegionId, bool)>,
 }
@@ -265,14 +270,18 @@ impl DeviceState for DeviceCell {
             pci: w.pci.as_ref().map_or(Value::Null, |p| p.save()),
             irqs: w.irqs.iter().map(|i| i.level()).collect(),
             timers: w.timers.iter().map(|t| t.deadline()).collect(),
+            disks: w.disks.iter().map(|d| d.save()).collect(),
         }
     }
 
     fn load(&self, saved: Saved) -> Result<(), String> {
         let no_wires = Wires::default();
         let w = self.wires.get().unwrap_or(&no_wires);
-        if saved.irqs.len() != w.irqs.len() || saved.timers.len() != w.timers.len() {
-            return Err("it has other wires or timers".to_owned());
+        if saved.irqs.len() != w.irqs.len()
+            || saved.timers.len() != w.timers.len()
+            || saved.disks.len() != w.disks.len()
+        {
+            return Err("it has other wires, timers or disks".to_owned());
         }
         let version = self.with(|d| d.version()).unwrap_or_default();
         if version != saved.version {
@@ -287,6 +296,9 @@ impl DeviceState for DeviceCell {
         }
         for (timer, deadline) in w.timers.iter().zip(saved.timers) {
             timer.set(deadline.unwrap_or(u64::MAX));
+        }
+        for (disk, answers) in w.disks.iter().zip(saved.disks) {
+            disk.load(answers);
         }
         self.with(|d| d.restored());
         Ok(())
@@ -665,6 +677,14 @@ impl Slot {
         let timer = Arc::new(self.machine.timers.add(cell, id));
         self.wires.timers.push(timer.clone());
         timer
+    }
+
+    /// Takes the disk of unit `n`, if there is one.
+    pub fn disk(&mut self, n: usize) -> Option<DiskPort> {
+        let disk = self.backends.disks.get_mut(n)?.take()?;
+        let queue = Queue::new(&self.machine.timers, Arc::downgrade(&self.cell));
+        self.wires.disks.push(queue.clone());
+        Some(DiskPort::new(disk, queue))
     }
 
     /// Makes the device a PCI function.

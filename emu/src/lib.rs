@@ -14,6 +14,7 @@ pub mod backend;
 pub mod bench;
 mod bus;
 mod clock;
+mod completion;
 mod device;
 mod dma;
 mod irq;
@@ -23,6 +24,7 @@ mod space;
 
 pub use bus::{CpuBus, Exit};
 pub use clock::{Clock, Timer, TimerSink, Timers};
+pub use completion::{DISK_LATENCY, DiskPort, SavedAnswer, Ticket};
 pub use device::{
     Backends, Create, Device, DeviceCell, DeviceState, Event, IrqSaved, Machine, Model, Param, ParamKind, Params,
     Region, ResetKind, Saved, Slot, State, SystemEvent,
