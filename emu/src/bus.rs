@@ -240,7 +240,7 @@ impl CpuBus {
         let bell = self.map.doorbells().iter().find(|d| {
             d.addr == addr && d.port == port && (d.width == 0 || d.width == width) && d.value.is_none_or(|v| v == value)
         });
-        bell.inspect(|d| (d.ring)(value)).is_some()
+        bell.inspect(|d| (d.ring)()).is_some()
     }
 }
 

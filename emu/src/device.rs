@@ -167,7 +167,7 @@ pub struct Saved {
     /// Levels of its interrupt outputs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub irqs: IrqSaved,
-    /// Deadlines of its timers, nanoseconds of guest time.
+    /// Deadlines of its timers, then of its doorbells that rang and were not heard, nanoseconds of guest time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timers: Vec<Option<u64>>,
     /// Of each of its disks the answers that have not reached it yet.
@@ -195,9 +195,47 @@ struct Wires {
     pci: Option<Arc<PciFunction>>,
     irqs: Vec<Arc<IrqLine>>,
     timers: Vec<Arc<Timer>>,
+    bells: Vec<Arc<Bell>>,
     disks: Vec<Arc<Queue>>,
     /// The device's own numbers of its regions, what they are in the address space, and whether they are ports.
     regions: Vec<(u32, RegionId, bool)>,
+}
+
+impl Wires {
+    /// Everything with a deadline: the timers, then the doorbells.
+    fn timers(&self) -> impl Iterator<Item = &Timer> {
+        self.timers.iter().map(|t| &**t).chain(self.bells.iter().map(|b| b.timer()))
+    }
+}
+
+/// A doorbell that was rung is a timer that is due: the device hears it on the thread that its timers come from, never
+/// on the writer's, and pausing, saving and the instruction clock need nothing of their own.
+struct Bell {
+    cell: Weak<DeviceCell>,
+    region: u32,
+    offset: u64,
+    timer: OnceLock<Timer>,
+}
+
+impl Bell {
+    fn timer(&self) -> &Timer {
+        self.timer.get().expect("set when it was made")
+    }
+
+    fn ring(&self) {
+        // One that waits to be heard keeps its time, or a guest that rings without end would never be heard.
+        if self.timer().deadline().is_none() {
+            self.timer().set(self.timer().now());
+        }
+    }
+}
+
+impl TimerSink for Bell {
+    fn fire(&self, _: u32) {
+        if let Some(cell) = self.cell.upgrade() {
+            cell.event(Event::Doorbell(self.region, self.offset));
+        }
+    }
 }
 
 /// A device behind its lock.
@@ -255,8 +293,9 @@ impl DeviceState for DeviceCell {
     }
 
     fn reset(&self, kind: ResetKind) {
-        if let Some(pci) = self.wires.get().and_then(|w| w.pci.as_ref()) {
-            pci.reset();
+        if let Some(w) = self.wires.get() {
+            w.pci.iter().for_each(|pci| pci.reset());
+            w.bells.iter().for_each(|bell| bell.timer().cancel());
         }
         self.with(|d| d.reset(kind));
     }
@@ -269,7 +308,7 @@ impl DeviceState for DeviceCell {
             state,
             pci: w.pci.as_ref().map_or(Value::Null, |p| p.save()),
             irqs: w.irqs.iter().map(|i| i.level()).collect(),
-            timers: w.timers.iter().map(|t| t.deadline()).collect(),
+            timers: w.timers().map(|t| t.deadline()).collect(),
             disks: w.disks.iter().map(|d| d.save()).collect(),
         }
     }
@@ -278,7 +317,7 @@ impl DeviceState for DeviceCell {
         let no_wires = Wires::default();
         let w = self.wires.get().unwrap_or(&no_wires);
         if saved.irqs.len() != w.irqs.len()
-            || saved.timers.len() != w.timers.len()
+            || saved.timers.len() != w.timers().count()
             || saved.disks.len() != w.disks.len()
         {
             return Err("it has other wires, timers or disks".to_owned());
@@ -294,7 +333,7 @@ impl DeviceState for DeviceCell {
         for (line, level) in w.irqs.iter().zip(saved.irqs) {
             line.set(level);
         }
-        for (timer, deadline) in w.timers.iter().zip(saved.timers) {
+        for (timer, deadline) in w.timers().zip(saved.timers) {
             timer.set(deadline.unwrap_or(u64::MAX));
         }
         for (disk, answers) in w.disks.iter().zip(saved.disks) {
@@ -754,8 +793,8 @@ impl Slot {
     }
 
     /// Declares that a write of `width` bytes (0: any), of `value` if one is given, at `offset` of the device's region
-    /// `region` carries nothing but the news that it happened. The device gets [`Event::Doorbell`] in its place, from
-    /// the writer's thread or, where the hypervisor takes the write itself, from another.
+    /// `region` carries nothing but the news that it happened. The device gets [`Event::Doorbell`] in its place, from the
+    /// thread that its timers come from: at once in real time, after the instruction when instructions drive the clock.
     ///
     /// # Panics
     /// When the region was not declared before.
@@ -763,11 +802,11 @@ impl Slot {
         let declared = self.wires.regions.iter().find(|(n, ..)| *n == region);
         let &(_, id, port) = declared.expect("a doorbell lies in a region of the device");
         let cell = Arc::downgrade(&self.cell);
-        let ring = Arc::new(move |_| {
-            if let Some(cell) = cell.upgrade() {
-                cell.event(Event::Doorbell(region, offset));
-            }
-        });
+        let bell = Arc::new(Bell { cell, region, offset, timer: OnceLock::new() });
+        let sink: Weak<Bell> = Arc::downgrade(&bell);
+        let _ = bell.timer.set(self.machine.timers.add(sink, 0));
+        self.wires.bells.push(bell.clone());
+        let ring = Arc::new(move || bell.ring());
         self.machine.space.add_doorbell(id, Doorbell { addr: offset, port, width, value, ring });
     }
 

@@ -91,8 +91,9 @@ pub struct Doorbell {
     pub width: u8,
     /// Only this value rings, if any is given.
     pub value: Option<u64>,
-    /// Called instead of the write, without any lock held.
-    pub ring: Arc<dyn Fn(u64) + Send + Sync>,
+    /// Called instead of the write, from any thread, without any lock held. Back ends that have the host's kernel take
+    /// the write call it when they hear of it, and once more for what is left when the machine pauses.
+    pub ring: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// A doorbell in a region, which moves with it; its `addr` is counted from the region's base.

@@ -196,38 +196,80 @@ fn a_device_that_panics_does_not_leave_its_thread_marked() {
     assert_eq!(rig().1.with(|d| d.version()), Some(3));
 }
 
-#[test]
-fn a_doorbell_rings_in_place_of_the_write_it_names_wherever_its_region_lies() {
+/// Region and offset of each doorbell that was heard.
+type Bells = Arc<Mutex<Vec<(u32, u64)>>>;
+
+fn belled() -> (Bench, Arc<DeviceCell>, Bells) {
     let b = Bench::new();
-    let bells = Arc::default();
-    b.part(|slot| {
+    let bells: Bells = Arc::default();
+    let cell = b.part(|slot| {
         let device = Counter { bells: Arc::clone(&bells), line: None, ..counter(slot) };
         slot.doorbell(1, 0x10, 2, Some(3));
         slot.doorbell(0, 0x20, 0, None);
         Box::new(device)
     });
-    let mut bus = crate::CpuBus::new(b.machine.space.clone());
-    let rang = || std::mem::take(&mut *bells.lock().unwrap());
-    bus.write(BASE + 0x20, 8, 55);
-    bus.write(BASE + 0x20, 1, 55);
-    assert_eq!(rang(), [(0, 0x20), (0, 0x20)]);
-    assert_eq!(bus.read(BASE, 8), 0, "the device does not see the write");
+    (b, cell, bells)
+}
+
+#[test]
+fn a_doorbell_rings_in_place_of_the_write_it_names_wherever_its_region_lies() {
+    let (mut b, _cell, bells) = belled();
+    let rang = |b: &Bench| {
+        b.advance(0);
+        std::mem::take(&mut *bells.lock().unwrap())
+    };
+    b.bus.write(BASE + 0x20, 8, 55);
+    assert!(bells.lock().unwrap().is_empty(), "the writer does not wait for the device");
+    assert_eq!(rang(&b), [(0, 0x20)]);
+    assert_eq!(b.bus.read(BASE, 8), 0, "the device does not see the write");
+    b.bus.write(BASE + 0x20, 1, 55);
+    b.bus.write(BASE + 0x20, 8, 55);
+    assert_eq!(rang(&b), [(0, 0x20)], "two rings before it is heard are one");
     b.config_write(0x10, 4, 0xc000);
-    bus.pio_write(0xc010, 2, 3);
-    assert!(rang().is_empty(), "it does not decode yet");
+    b.bus.pio_write(0xc010, 2, 3);
+    assert!(rang(&b).is_empty(), "it does not decode yet");
     b.config_write(4, 2, 1);
-    bus.pio_write(0xc010, 2, 3);
-    bus.pio_write_many(0xc010, 2, &[3, 0, 3, 0]);
-    assert_eq!(rang(), [(1, 0x10); 3]);
-    bus.pio_write(0xc010, 2, 4);
-    assert_eq!((bus.read(BASE, 8), rang().len()), (4, 0), "another value is an ordinary write");
-    bus.pio_write(0xc010, 4, 3);
-    assert_eq!((bus.read(BASE, 8), rang().len()), (3, 0), "and so is another width");
+    b.bus.pio_write(0xc010, 2, 3);
+    assert_eq!(rang(&b), [(1, 0x10)]);
+    b.bus.pio_write_many(0xc010, 2, &[3, 0, 3, 0]);
+    assert_eq!(rang(&b), [(1, 0x10)]);
+    b.bus.pio_write(0xc010, 2, 4);
+    assert_eq!((b.bus.read(BASE, 8), rang(&b).len()), (4, 0), "another value is an ordinary write");
+    b.bus.pio_write(0xc010, 4, 3);
+    assert_eq!((b.bus.read(BASE, 8), rang(&b).len()), (3, 0), "and so is another width");
     b.config_write(0x10, 4, 0xd000);
-    bus.pio_write(0xc010, 2, 3);
-    assert!(rang().is_empty());
-    bus.pio_write(0xd010, 2, 3);
-    assert_eq!(rang(), [(1, 0x10)], "it moves with its BAR");
+    b.bus.pio_write(0xc010, 2, 3);
+    assert!(rang(&b).is_empty());
+    b.bus.pio_write(0xd010, 2, 3);
+    assert_eq!(rang(&b), [(1, 0x10)], "it moves with its BAR");
+}
+
+#[test]
+fn a_doorbell_that_was_not_heard_yet_is_saved_and_a_reset_forgets_it() {
+    let (mut b, cell, bells) = belled();
+    b.advance(500);
+    b.bus.write(BASE + 0x20, 4, 0);
+    let saved = cell.save();
+    assert_eq!(saved.timers, [None, None, Some(500)]);
+    b.machine.reset(ResetKind::System);
+    b.advance(1000);
+    assert!(bells.lock().unwrap().is_empty());
+    let (c, other, heard) = belled();
+    other.load(saved).unwrap();
+    c.advance(500);
+    assert_eq!(*heard.lock().unwrap(), [(0, 0x20)]);
+}
+
+#[test]
+fn a_guest_that_rings_without_end_is_heard() {
+    let (mut b, _cell, bells) = belled();
+    b.bus.write(BASE + 0x20, 4, 0);
+    let rung = b.machine.clock().now();
+    b.machine.clock().set(rung + 1000);
+    b.bus.write(BASE + 0x20, 4, 0);
+    assert_eq!(b.machine.timers.next(), rung, "the second ring does not put the first one off");
+    b.machine.timers.run_due();
+    assert_eq!(bells.lock().unwrap().len(), 1);
 }
 
 #[test]
