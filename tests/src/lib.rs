@@ -84,9 +84,19 @@ impl Ended {
     }
 }
 
+/// A process that does not outlive its test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A machine that runs.
 pub struct Run {
-    child: Child,
+    child: Process,
     output: Receiver<Vec<u8>>,
     console: Vec<u8>,
     seen: usize,
@@ -124,7 +134,7 @@ impl Run {
             text
         });
         let deadline = Instant::now() + Duration::from_secs(seconds);
-        Run { child, output, console: Vec::new(), seen: 0, deadline, errors }
+        Run { child: Process(child), output, console: Vec::new(), seen: 0, deadline, errors }
     }
 
     /// Waits until `text` comes after what was waited for before.
@@ -149,13 +159,13 @@ impl Run {
     /// # Panics
     /// When the program does not read.
     pub fn send(&mut self, text: &str) {
-        let stdin = self.child.stdin.as_mut().expect("piped");
+        let stdin = self.child.0.stdin.as_mut().expect("piped");
         stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).expect("the program reads its input");
     }
 
     /// Closes the program's standard input.
     pub fn close_input(&mut self) {
-        self.child.stdin = None;
+        self.child.0.stdin = None;
     }
 
     /// Sends SIGTERM.
@@ -163,7 +173,7 @@ impl Run {
     /// # Panics
     /// When there is no kill(1).
     pub fn terminate(&self) {
-        let pid = self.child.id().to_string();
+        let pid = self.child.0.id().to_string();
         let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill(1)");
         assert!(sent.success());
     }
@@ -174,7 +184,7 @@ impl Run {
     /// When it does not come in time.
     pub fn wait(mut self) -> Ended {
         while self.more() {}
-        let status = self.child.wait().expect("the program can be waited for");
+        let status = self.child.0.wait().expect("the program can be waited for");
         Ended {
             status: status.code().unwrap_or(-1),
             console: self.text(),
@@ -182,7 +192,8 @@ impl Run {
         }
     }
 
-    fn text(&self) -> String {
+    /// What came out of the console so far.
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.console).replace('\r', "")
     }
 
@@ -195,7 +206,6 @@ impl Run {
             }
             Err(RecvTimeoutError::Disconnected) => false,
             Err(RecvTimeoutError::Timeout) => {
-                let _ = self.child.kill();
                 panic!("not finished in time; the console so far:\n{}", self.text());
             }
         }
@@ -253,4 +263,17 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// Boots a Debian kernel (`amd64`, `686` or `686-pae`) with the initramfs of the tests, to its end; `None` after a named
+/// skip. Guest time does not depend on how busy the host is.
+pub fn boot<S: AsRef<str>>(kernel: &str, settings: &[S], args: &str, seconds: u64) -> Option<Ended> {
+    let image = guest(&format!("linux-{kernel}/vmlinuz"))?;
+    let arch = if kernel == "amd64" { "amd64" } else { "i386" };
+    let initrd = guest(&format!("initramfs-{arch}.cpio"))?;
+    let mut words = vec!["--kernel".to_owned(), image, "--initrd".to_owned(), initrd, "--stats".to_owned()];
+    words.extend(["-o".to_owned(), "clock=instructions".to_owned()]);
+    words.extend(settings.iter().flat_map(|s| ["-o".to_owned(), s.as_ref().to_owned()]));
+    words.extend(["--args".to_owned(), format!("console=ttyS0 {args}")]);
+    Some(run(&words, seconds))
 }

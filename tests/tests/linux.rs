@@ -18,17 +18,7 @@ struct Row {
 }
 
 fn boot(row: &Row) -> Option<Ended> {
-    let kernel = guest(&format!("linux-{}/vmlinuz", row.kernel))?;
-    let arch = if row.kernel == "amd64" { "amd64" } else { "i386" };
-    let initrd = guest(&format!("initramfs-{arch}.cpio"))?;
-    let mut args = vec!["--kernel".to_owned(), kernel, "--initrd".to_owned(), initrd, "--stats".to_owned()];
-    // Guest time must not depend on how busy the host is.
-    args.extend(["-o".to_owned(), "clock=instructions".to_owned()]);
-    for s in row.settings {
-        args.extend(["-o".to_owned(), (*s).to_owned()]);
-    }
-    args.extend(["--args".to_owned(), format!("console=ttyS0 {}", row.args)]);
-    Some(run(&args, row.seconds))
+    machine_tests::boot(row.kernel, row.settings, &row.args, row.seconds)
 }
 
 fn works(row: &Row, status: i32) {
