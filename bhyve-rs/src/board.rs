@@ -264,14 +264,19 @@ pub fn platform(
         cpus: (0..cpus as u8).map(|n| Cpu { apic_id: n, package: n }).collect(),
         processor: Processor {
             manufacturer: String::from_utf8_lossy(&model.vendor).into_owned(),
-            version: model.brand.clone(),
+            version: if model.brand.is_empty() { model.name.to_owned() } else { model.brand.trim().to_owned() },
             signature: model.signature,
-            features: model.edx1,
+            features: model.feature_flags(),
             mhz: (model.tsc_hz / 1_000_000) as u16,
         },
         lapic_base: LAPIC_BASE,
-        // The id follows the processors'.
-        ioapic: Some(IoApicInfo { id: cpus as u8, base: IOAPIC_BASE, version: 0x11, pins: IOAPIC_PINS }),
+        // The id follows the processors'. Without a local APIC nothing can be told to use it.
+        ioapic: model.has(cpu::Feature::Apic).then_some(IoApicInfo {
+            id: cpus as u8,
+            base: IOAPIC_BASE,
+            version: 0x11,
+            pins: IOAPIC_PINS,
+        }),
         pic: true,
         overrides: vec![IsaOverride { irq: 0, gsi: 2, polarity: Polarity::Bus, trigger: Trigger::Bus }, level(9)],
         pci: Pci {

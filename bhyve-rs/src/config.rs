@@ -11,6 +11,7 @@ use host::console::{self, ConsoleSpec, Description};
 use host::{ConsoleCommand, Io};
 
 use crate::board;
+use crate::processor;
 use crate::vm::{Handle, Kernel, Order, Spec};
 
 /// The words of this version.
@@ -21,7 +22,8 @@ impl Catalogue for Words {
         match class {
             "profile" => vec!["pc", "bhyve"],
             "board" => vec!["440fx", "440bx", "bhyve"],
-            "cpu" => vec!["x86-64-v2"],
+            "cpu" => processor::models(),
+            "cpu-feature" => processor::features(),
             _ => Vec::new(),
         }
     }
@@ -93,6 +95,7 @@ pub fn check(draft: &Draft, has_kernel: bool) -> Result<Node, Errors> {
             },
         )),
     }
+    errors.extend(processor::model(&node).err().unwrap_or_default());
     if errors.is_empty() { Ok(node) } else { Err(Errors(errors)) }
 }
 
@@ -128,7 +131,7 @@ pub fn spec(node: &Node, kernel: Kernel, plain: bool) -> Result<Spec> {
             (Some("bhyve"), _) | (None, "bhyve") => board::Kind::Bhyve,
             _ => board::Kind::Pc,
         },
-        model: model(node.child("cpu"))?,
+        model: processor::model(node).map_err(Errors)?,
         plain,
         instruction_clock,
         rtc_start: if instruction_clock { FIXED_START } else { now() },
@@ -215,42 +218,6 @@ pub fn consoles(
     Ok(consoles)
 }
 
-fn model(cpu: &Node) -> Result<cpu::Model> {
-    let mut model = cpu::Model::default();
-    if let Some(vendor) = cpu.maybe::<&str>("vendor") {
-        model.vendor = match vendor {
-            "amd" => *b"AuthenticAMD",
-            "via" => *b"CentaurHauls",
-            _ => *b"GenuineIntel",
-        };
-    }
-    model.hypervisor = match cpu.text("hypervisor") {
-        "kvm" => Some(*b"KVMKVMKVM\0\0\0"),
-        "bhyve" => Some(*b"bhyve bhyve "),
-        _ => None,
-    };
-    for key in ["family", "number", "stepping"] {
-        if let Some(value) = cpu.maybe::<i64>(key) {
-            model.signature = with_field(model.signature, key, value as u32);
-        }
-    }
-    for key in ["enable", "disable"] {
-        if let Some(word) = cpu.words(key).first() {
-            return Err(anyhow!("cpu.{key}: unknown feature {word:?}"));
-        }
-    }
-    Ok(model)
-}
-
-/// Replaces a field of CPUID.1:EAX; numbers include the extended parts.
-fn with_field(signature: u32, key: &str, value: u32) -> u32 {
-    match key {
-        "family" => signature & !0x0ff0_0f00 | value.min(15) << 8 | value.saturating_sub(15) << 20,
-        "number" => signature & !0x000f_00f0 | (value & 15) << 4 | (value >> 4) << 16,
-        _ => signature & !15 | value,
-    }
-}
-
 /// A UUID that stays with a name: FNV-1a over it, twice, in the form of a version 8 UUID (RFC 9562).
 fn name_uuid(name: &str) -> [u8; 16] {
     let hash = |seed: u64| {
@@ -268,13 +235,6 @@ fn name_uuid(name: &str) -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn signature_fields_encode_their_extended_parts() {
-        assert_eq!(with_field(0, "family", 6), 0x600);
-        assert_eq!(with_field(0xffff_ffff, "family", 0x17), 0xf08f_ffff);
-        assert_eq!(with_field(0x600, "number", 0x3a), 0x0003_06a0);
-    }
 
     #[test]
     fn a_name_has_one_uuid_and_another_name_has_another() {

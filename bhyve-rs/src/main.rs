@@ -5,6 +5,7 @@ mod config;
 mod entry;
 mod firmware;
 mod log;
+mod processor;
 mod remote;
 mod state;
 mod vm;

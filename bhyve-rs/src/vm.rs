@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use anyhow::{Context, Result};
 use boot::platform::{IsaPort, Platform};
 use boot::{Image, Layout, MemoryMap};
+use cpu::Feature;
 use emu::backend::Chardev;
 use emu::{
     AddressSpace, Backends, Backing, Clock, DeviceCell, Event, Machine, Ram, RamAddr, ResetKind, Rights, SystemEvent,
@@ -17,11 +18,10 @@ use lpc::Ns16550;
 
 use crate::board::{self, Board};
 use crate::firmware;
+use crate::processor::LOW_LIMIT;
 use crate::state::Paused;
 use crate::watch::Watch;
 
-/// RAM below this address; the rest lies above 4 GiB.
-const LOW_LIMIT: u64 = 0xc000_0000;
 /// Ports and interrupts of COM1 to COM4.
 const COM: [IsaPort; 4] = [
     IsaPort { port: 0x3f8, irq: 4 },
@@ -255,7 +255,7 @@ impl Instance {
         }
         let mut map = MemoryMap::new(spec.memory, LOW_LIMIT)?;
         let tables = boot::tables::build(&platform, &mut map)?;
-        let layout = Layout { map: &map, rsdp: tables.rsdp, vga_text: false, long_mode: true };
+        let layout = Layout { map: &map, rsdp: tables.rsdp, vga_text: false, long_mode: spec.model.has(Feature::Lm) };
         let k = &spec.kernel;
         let image = boot::load(&k.bytes, k.initrd.as_deref(), &k.args, &layout).with_context(|| k.name.clone())?;
         let mut pieces = tables.pieces;
@@ -284,7 +284,13 @@ impl Instance {
             tables: pieces,
             ram: block.start,
             low,
-            shape: format!("{} processors, {} bytes of memory, board {:?}", spec.cpus, spec.memory, spec.board),
+            shape: format!(
+                "{} processors {}, {} bytes of memory, board {:?}",
+                spec.cpus,
+                spec.model.identity(),
+                spec.memory,
+                spec.board
+            ),
             stay: spec.stay,
             resets: 0,
             messages: Some(messages),

@@ -125,6 +125,11 @@ pub(crate) fn load(file: &[u8], initrd: Option<&[u8]>, cmdline: &str, layout: &L
         cmdline.len(),
         header.cmdline_max
     );
+    ensure!(
+        layout.long_mode || !header.entry64,
+        "64-bit kernel ({}), but the guest's processor has no long mode",
+        name(file)
+    );
     let mut placer = Placer::new(layout.map);
     let initrd_len = initrd.map_or(0, |i| i.len() as u64);
     let initrd_at = placer
@@ -144,8 +149,7 @@ pub(crate) fn load(file: &[u8], initrd: Option<&[u8]>, cmdline: &str, layout: &L
     set(&mut params, HEADER, header.raw);
     // code32_start: a 32-bit kernel that was moved looks here for where it is.
     set(&mut params, 0x214, &(header.load as u32).to_le_bytes());
-    let entry =
-        if header.entry64 && layout.long_mode { Start::Long(header.load + 0x200) } else { Start::Flat(header.load) };
+    let entry = if header.entry64 { Start::Long(header.load + 0x200) } else { Start::Flat(header.load) };
     let entry = finish(&mut placer, params, cmdline, (initrd_at, initrd_len), entry)?;
     let what = format!(
         "{} (boot protocol {}.{:02}, {}-bit entry)",
@@ -330,17 +334,19 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn flat_entry_is_used_without_long_mode_in_kernel_or_processor() {
+    fn a_32_bit_kernel_is_entered_flat_and_a_64_bit_one_needs_long_mode() {
         let map = map(256);
         let mut kernel32 = bzimage(4096);
         set(&mut kernel32, 0x236, &[0, 0]);
         let no_long = Layout { long_mode: false, ..layout(&map) };
-        for image in [load(&kernel32, None, "", &layout(&map)), load(&bzimage(4096), None, "", &no_long)] {
-            let image = image.unwrap();
+        for layout in [&layout(&map), &no_long] {
+            let image = load(&kernel32, None, "", layout).unwrap();
             assert_eq!((image.entry.mode(), image.entry.rip), (Mode::Flat32, 0x100_0000));
             assert_eq!((image.entry.cs.selector, image.entry.ds.selector), (0x10, 0x18));
             assert_eq!(memory(&image, image.entry.gdt.base, 32), image::gdt32());
         }
+        let error = load(&bzimage(4096), None, "", &no_long).unwrap_err();
+        assert_eq!(error.to_string(), "64-bit kernel (Linux 6.1.0-test), but the guest's processor has no long mode");
     }
 
     #[test]

@@ -16,8 +16,6 @@ const CR0_WP: u64 = 1 << 16;
 const CR0_NW: u64 = 1 << 29;
 const CR0_CD: u64 = 1 << 30;
 pub(crate) const CR0_PG: u64 = 1 << 31;
-/// The bits of CR0 that can be written: PE, MP, EM, TS, NE, WP, AM, NW, CD, PG.
-const CR0_DEFINED: u64 = 0xe005_002f;
 
 const CR4_PSE: u64 = 1 << 4;
 pub(crate) const CR4_PAE: u64 = 1 << 5;
@@ -108,7 +106,7 @@ impl Cpu {
             return Err(self.gp(0));
         }
         let old = self.cr0;
-        let new = v & CR0_DEFINED | CR0_ET;
+        let new = v & self.model.cr0_mask() | CR0_ET;
         let changed = old ^ new;
         if changed & CR0_PG != 0 && self.msr.efer & EFER_LME != 0 {
             let cs = &self.seg[usize::from(CS)];

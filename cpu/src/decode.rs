@@ -5,17 +5,18 @@
 //! (integer, system, x87, and MMX with SSE), each of which has a `select`.
 //!
 //! An undefined opcode is an instruction too: one that raises #UD. So are VEX, EVEX and XOP encodings, a LOCK prefix
-//! where none may stand, and opcodes that 64-bit mode took away. What the processor cannot tell from the bytes it has
+//! where none may stand, opcodes that 64-bit mode took away, and what the model does not have ([`isa`]). What the processor cannot tell from the bytes it has
 //! is a [`DecodeError`].
 //!
 //! Branches follow Intel: the operand size prefix is ignored by near branches in 64-bit code (AMD cuts RIP to 16 bits).
 
+use crate::feature::Features;
 use crate::insn::{
     BLOCK, DS, Dec, END, HALF, Handler, Insn, LOCK, Mode, NEXT, OSIZE_SHIFT, RBP, RBX, RDI, REP, REPNE, RSI, RSP, Res,
     SS, Select, ZERO,
 };
 use crate::state::Cpu;
-use crate::{exec, fpu, sse, sys};
+use crate::{exec, fpu, isa, sse, sys};
 
 /// The bytes at hand do not make an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,9 +155,15 @@ impl Cursor<'_> {
     }
 }
 
-/// Decodes the instruction at the start of `bytes` for a processor in `mode`. [`Insn::next`] is its length: it stands
-/// alone in its block until [`rebase`] moves it. `bytes` need not be more than 15.
+/// [`decode_for`] a processor that has everything.
+#[cfg(test)]
 pub(crate) fn decode(bytes: &[u8], mode: Mode) -> Result<Insn, DecodeError> {
+    decode_for(bytes, mode, Features::ALL)
+}
+
+/// Decodes the instruction at the start of `bytes` for a processor with these features in `mode`. [`Insn::next`] is its length: it stands
+/// alone in its block until [`rebase`] moves it. `bytes` need not be more than 15.
+pub(crate) fn decode_for(bytes: &[u8], mode: Mode, features: Features) -> Result<Insn, DecodeError> {
     let mut c = Cursor { bytes, at: 0 };
     let long = mode.has(Mode::LONG);
     let mut d = Dec { mode, segment: NO_SEGMENT, ..Dec::default() };
@@ -272,7 +279,7 @@ pub(crate) fn decode(bytes: &[u8], mode: Mode) -> Result<Insn, DecodeError> {
             }
         }
     }
-    if d.lock && !(d.mem && lockable(&d)) {
+    if d.lock && !(d.mem && lockable(&d)) || !isa::offered(&d, features) {
         return Ok(finish(i, &d, c.at, None));
     }
     i.flags = d.asize

@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 
 use emu::{PAGE_SIZE, RamAddr, Timers};
 
-use crate::decode::decode;
+use crate::decode::decode_for;
 use crate::flags::RF;
 use crate::insn::{BLOCK, END, Insn, Mode, Stop};
 use crate::run::Exit;
@@ -286,7 +286,7 @@ impl Engine {
         let mut len = 0;
         while self.ops.len() - first < MAX_OPS && len < room {
             let end = room.min(len + 15);
-            let Ok(mut insn) = decode(&bytes[len..end], mode) else { break };
+            let Ok(mut insn) = decode_for(&bytes[len..end], mode, cpu.model.features) else { break };
             if !crate::decode::rebase(&mut insn, len as u16) {
                 break;
             }

@@ -280,6 +280,8 @@ pub struct Lapic {
     attention: AtomicU8,
     kick: AtomicBool,
     a20_closed: Arc<AtomicBool>,
+    /// The processor's model has no APIC: INTR and NMI are plain pins.
+    absent: AtomicBool,
     /// Copies that the processor reads without the lock.
     base: AtomicU64,
     ack: OnceLock<Ack>,
@@ -305,6 +307,7 @@ impl Lapic {
                 attention: AtomicU8::new(0),
                 kick: AtomicBool::new(false),
                 a20_closed: bus.a20_closed.clone(),
+                absent: AtomicBool::new(false),
                 ack: OnceLock::new(),
                 wake: OnceLock::new(),
                 tsc_hz,
@@ -313,6 +316,12 @@ impl Lapic {
         });
         bus.lapics.write().unwrap().push(lapic.clone());
         lapic
+    }
+
+    /// Takes it out for good, as on processors that came before it.
+    pub(crate) fn remove(&self) {
+        self.absent.store(true, Ordering::Relaxed);
+        self.reset();
     }
 
     /// The processor's number, which is its APIC id after reset.
@@ -764,6 +773,9 @@ impl Lapic {
         let mut s = self.state.lock().unwrap();
         let lint = s.lint;
         *s = LapicState { lint, ..LapicState::power_on(self.index, self.index == 0) };
+        if self.absent.load(Ordering::Relaxed) {
+            s.base &= !ENABLE;
+        }
         self.base.store(s.base, Ordering::Relaxed);
         self.timer.cancel();
         self.update(s);

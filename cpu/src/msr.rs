@@ -1,12 +1,14 @@
 //! Model-specific registers, the time-stamp counter, and the instructions that read and write them.
 //!
-//! What is here is what firmware, Linux and the BSDs touch on the processor that CPUID describes. MTRRs and PAT hold
-//! what is written and have no effect. There are no performance counters and no machine-check banks, and the microcode
-//! revision is a number to read. Everything else is #GP, or with `Model::ignore_unknown_msrs` reads as 0 and ignores
-//! writes.
+//! What is here is what firmware, Linux and the BSDs touch on the processor that CPUID describes: [`Model::has_msr`]
+//! says which of them a model has. MTRRs and PAT hold what is written and have no effect. There are no performance
+//! counters and no machine-check banks, and the microcode revision is a number to read. Everything else is #GP, or with
+//! [`Model::ignore_unknown_msrs`] reads as 0 and ignores writes.
 
+use crate::feature::Feature::*;
 use crate::insn::{Insn, RCX, Res};
 use crate::mem::canonical;
+use crate::model::Model;
 use crate::state::Cpu;
 
 pub(crate) const EFER_SCE: u64 = 1;
@@ -52,15 +54,25 @@ mod n {
     pub(super) const GS_BASE: u32 = 0xc000_0101;
     pub(super) const KERNEL_GS_BASE: u32 = 0xc000_0102;
     pub(super) const TSC_AUX: u32 = 0xc000_0103;
+    // The P5's counters: control, 0 and 1.
+    pub(super) const P5_CESR: u32 = 0x11;
+    pub(super) const P5_CTR1: u32 = 0x13;
     // Read and written by systems that find AMD's vendor id.
+    pub(super) const AMD_PERF_EVTSEL0: u32 = 0xc001_0000;
+    pub(super) const AMD_PERF_CTR3: u32 = 0xc001_0007;
     pub(super) const AMD_SYSCFG: u32 = 0xc001_0010;
     pub(super) const AMD_HWCR: u32 = 0xc001_0015;
-    pub(super) const AMD_PATCH_LOADER: u32 = 0xc001_0020;
+    /// IORRs, TOP_MEM and CLK_CTL follow each other.
+    pub(super) const AMD_IORR_BASE0: u32 = 0xc001_0016;
+    pub(super) const AMD_CLK_CTL: u32 = 0xc001_001b;
+    pub(super) const AMD_TOP_MEM2: u32 = 0xc001_001d;
     pub(super) const AMD_NB_CFG: u32 = 0xc001_001f;
+    pub(super) const AMD_PATCH_LOADER: u32 = 0xc001_0020;
     pub(super) const AMD_INT_PENDING: u32 = 0xc001_0055;
-    pub(super) const AMD_OSVW: std::ops::RangeInclusive<u32> = 0xc001_0140..=0xc001_0141;
-    pub(super) const AMD_CU_CFG: std::ops::RangeInclusive<u32> = 0xc001_1020..=0xc001_102a;
+    pub(super) const AMD_OSVW_LENGTH: u32 = 0xc001_0140;
+    pub(super) const AMD_OSVW_STATUS: u32 = 0xc001_0141;
     pub(super) const AMD_DE_CFG: u32 = 0xc001_1029;
+    pub(super) const AMD_CU_CFG: std::ops::RangeInclusive<u32> = 0xc001_1020..=0xc001_102a;
 }
 
 /// MTRRcap: 8 variable ranges, the fixed ones, write-combining.
@@ -89,6 +101,55 @@ fn memory_types(v: u64, pat: bool) -> bool {
     v.to_le_bytes().iter().all(|b| memory_type((*b).into(), pat))
 }
 
+impl Model {
+    /// Whether it has a register.
+    fn has_msr(&self, msr: u32) -> bool {
+        let amd = self.is_amd();
+        let (family, number) = (self.family(), self.number());
+        // From the Pentium M and the Pentium 4 on.
+        let netburst = !amd && (family == 15 || family == 6 && number >= 0xd);
+        let core = !amd && family == 6 && number >= 0xf;
+        match msr {
+            n::P5_MC_ADDR | n::P5_MC_TYPE => self.has(Mce),
+            n::TSC => self.has(Tsc),
+            n::P5_CESR..=n::P5_CTR1 => !amd && family == 5,
+            // The Pentium's APIC cannot be moved.
+            n::APIC_BASE => self.has(Apic) && family >= 6,
+            n::TSC_ADJUST => self.has(TscAdjust),
+            n::PLATFORM_ID | n::EBL_CR_POWERON | n::BIOS_UPDT_TRIG => !amd && family >= 6,
+            n::BIOS_SIGN_ID | n::DEBUGCTL => family >= 6,
+            0xc1 | 0xc2 | 0x186 | 0x187 | n::BBL_CR_CTL3 => !amd && family == 6,
+            // Counters and event selectors that older systems assume.
+            0xc3..=0xc8 | 0x188..=0x18d | n::FEATURE_CONTROL => core,
+            n::PLATFORM_INFO | n::MISC_FEATURES_ENABLES => core && number >= 0x1a,
+            n::PERF_STATUS | n::PERF_CTL | n::MISC_ENABLE => netburst,
+            n::MTRRCAP | n::MTRR_DEF_TYPE | 0x200..=0x20f => self.has(Mtrr),
+            _ if fixed_mtrr(msr).is_some() => self.has(Mtrr),
+            n::ARCH_CAPABILITIES => self.has(ArchCapabilities),
+            n::SYSENTER_CS | n::SYSENTER_ESP | n::SYSENTER_EIP => self.has(Sep),
+            n::MCG_CAP | n::MCG_STATUS => self.has(Mca),
+            n::PAT => self.has(Pat),
+            n::TSC_DEADLINE => self.has(TscDeadline),
+            0x800..=0x8ff => self.has(X2apic),
+            n::EFER => self.has(Syscall) || self.has(Nx),
+            n::STAR => self.has(Syscall),
+            n::LSTAR | n::CSTAR | n::FMASK | n::FS_BASE | n::GS_BASE | n::KERNEL_GS_BASE => self.has(Lm),
+            n::TSC_AUX => self.has(Rdtscp),
+            n::AMD_PERF_EVTSEL0..=n::AMD_PERF_CTR3
+            | n::AMD_SYSCFG
+            | n::AMD_HWCR
+            | n::AMD_IORR_BASE0..=n::AMD_CLK_CTL
+            | n::AMD_TOP_MEM2
+            | n::AMD_NB_CFG
+            | n::AMD_PATCH_LOADER
+            | n::AMD_INT_PENDING
+            | n::AMD_OSVW_LENGTH
+            | n::AMD_OSVW_STATUS => amd,
+            _ => amd && n::AMD_CU_CFG.contains(&msr),
+        }
+    }
+}
+
 impl Cpu {
     /// The time-stamp counter as the guest reads it.
     pub(crate) fn tsc(&self) -> u64 {
@@ -111,11 +172,13 @@ impl Cpu {
     /// Reads an MSR. `None`: #GP.
     pub(crate) fn read_msr(&self, msr: u32) -> Option<u64> {
         let m = &self.msr;
-        let amd = self.model.is_amd();
+        if !self.model.has_msr(msr) {
+            return self.model.ignore_unknown_msrs.then_some(0);
+        }
         Some(match msr {
             n::TSC => self.tsc(),
             n::APIC_BASE => self.lapic.apic_base(),
-            n::TSC_ADJUST if self.model.has_tsc_adjust() => m.tsc_adjust,
+            n::TSC_ADJUST => m.tsc_adjust,
             n::BIOS_SIGN_ID => m.bios_sign,
             n::MTRRCAP => MTRRCAP,
             n::SYSENTER_CS => m.sysenter_cs,
@@ -127,52 +190,45 @@ impl Cpu {
             n::MTRR_DEF_TYPE => m.mtrr_def_type,
             0x200..=0x20f => m.mtrr_var[(msr - 0x200) as usize],
             _ if fixed_mtrr(msr).is_some() => m.mtrr_fixed[fixed_mtrr(msr)?],
-            n::TSC_DEADLINE if self.model.has_tsc_deadline() => self.lapic.tsc_deadline(),
+            n::TSC_DEADLINE => self.lapic.tsc_deadline(),
             0x800..=0x8ff => return self.lapic.read_msr(msr),
-            n::EFER if self.model.edx_ext != 0 => m.efer,
-            n::STAR if self.model.has_syscall() => m.star,
-            n::LSTAR if self.model.has_long_mode() => m.lstar,
-            n::CSTAR if self.model.has_long_mode() => m.cstar,
-            n::FMASK if self.model.has_long_mode() => m.fmask,
-            n::FS_BASE if self.model.has_long_mode() => self.seg[4].base,
-            n::GS_BASE if self.model.has_long_mode() => self.seg[5].base,
-            n::KERNEL_GS_BASE if self.model.has_long_mode() => m.kernel_gs_base,
-            n::TSC_AUX if self.model.has_rdtscp() => m.tsc_aux,
-            n::P5_MC_ADDR | n::P5_MC_TYPE | n::MCG_CAP => 0,
-
-            // Counters and event selectors that older systems assume.
-            0xc1..=0xc8 | 0x186..=0x18d if !amd => 0,
-            n::PLATFORM_ID | n::EBL_CR_POWERON | n::BBL_CR_CTL3 | n::MISC_FEATURES_ENABLES if !amd => 0,
+            n::EFER => m.efer,
+            n::STAR => m.star,
+            n::LSTAR => m.lstar,
+            n::CSTAR => m.cstar,
+            n::FMASK => m.fmask,
+            n::FS_BASE => self.seg[4].base,
+            n::GS_BASE => self.seg[5].base,
+            n::KERNEL_GS_BASE => m.kernel_gs_base,
+            n::TSC_AUX => m.tsc_aux,
             // Locked, with nothing enabled.
-            n::FEATURE_CONTROL if !amd => 1,
-            n::PLATFORM_INFO if !amd => (self.model.tsc_hz / 100_000_000 & 0xff) << 8,
-            n::ARCH_CAPABILITIES if self.model.has_arch_capabilities() => self.model.arch_capabilities,
-            n::PERF_STATUS | n::PERF_CTL if !amd => (self.model.tsc_hz / 100_000_000 & 0xff) << 8,
-            n::MISC_ENABLE if !amd => m.misc_enable,
-
-            n::AMD_SYSCFG | n::AMD_NB_CFG | n::AMD_INT_PENDING if amd => 0,
+            n::FEATURE_CONTROL => 1,
+            n::PLATFORM_INFO | n::PERF_STATUS | n::PERF_CTL => (self.model.tsc_hz / 100_000_000 & 0xff) << 8,
+            n::ARCH_CAPABILITIES => self.model.arch_capabilities,
+            n::MISC_ENABLE => m.misc_enable,
             // The TSC runs at constant speed.
-            n::AMD_HWCR if amd => 1 << 24,
+            n::AMD_HWCR => 1 << 24,
+            // As BIOSes leave it; Linux puts other values right.
+            n::AMD_CLK_CTL => 0x2000_0000,
             // LFENCE serialises.
-            n::AMD_DE_CFG if amd => 2,
-            _ if amd && (n::AMD_OSVW.contains(&msr) || n::AMD_CU_CFG.contains(&msr)) => 0,
-            _ if self.model.ignore_unknown_msrs => 0,
-            _ => return None,
+            n::AMD_DE_CFG => 2,
+            _ => 0,
         })
     }
 
     /// Writes an MSR. False: #GP.
     pub(crate) fn write_msr(&mut self, msr: u32, v: u64) -> bool {
-        let amd = self.model.is_amd();
-        let model = self.model.clone();
-        let phys = (1 << model.phys_bits) - 1;
+        let phys = (1 << self.model.phys_bits) - 1;
+        if !self.model.has_msr(msr) {
+            return self.model.ignore_unknown_msrs;
+        }
         match msr {
             n::TSC => {
                 let old = self.tsc_offset;
                 self.set_tsc(v);
                 self.msr.tsc_adjust = self.msr.tsc_adjust.wrapping_add(self.tsc_offset.wrapping_sub(old));
             }
-            n::TSC_ADJUST if model.has_tsc_adjust() => {
+            n::TSC_ADJUST => {
                 let by = v.wrapping_sub(self.msr.tsc_adjust);
                 self.msr.tsc_adjust = v;
                 self.tsc_offset = self.tsc_offset.wrapping_add(by);
@@ -184,8 +240,6 @@ impl Cpu {
                 }
                 self.flush_tlb(false);
             }
-            // The revision is what the model says; software writes 0 before it asks for it by CPUID.
-            n::BIOS_SIGN_ID | n::BIOS_UPDT_TRIG => {}
             n::SYSENTER_CS => self.msr.sysenter_cs = v & 0xffff_ffff,
             n::SYSENTER_ESP if canonical(v) => self.msr.sysenter_esp = v,
             n::SYSENTER_EIP if canonical(v) => self.msr.sysenter_eip = v,
@@ -205,37 +259,48 @@ impl Cpu {
                 let Some(k) = fixed_mtrr(msr).filter(|_| memory_types(v, false)) else { return false };
                 self.msr.mtrr_fixed[k] = v;
             }
-            n::TSC_DEADLINE if model.has_tsc_deadline() => self.lapic.set_tsc_deadline(v),
+            n::TSC_DEADLINE => self.lapic.set_tsc_deadline(v),
             0x800..=0x8ff => return self.lapic.write_msr(msr, v),
-            n::EFER if model.edx_ext != 0 => return self.write_efer(v),
-            n::STAR if model.has_syscall() => self.msr.star = v,
-            n::LSTAR if model.has_long_mode() && canonical(v) => self.msr.lstar = v,
-            n::CSTAR if model.has_long_mode() && canonical(v) => self.msr.cstar = v,
-            n::FMASK if model.has_long_mode() && v >> 32 == 0 => self.msr.fmask = v,
-            n::FS_BASE if model.has_long_mode() && canonical(v) => self.seg[4].base = v,
-            n::GS_BASE if model.has_long_mode() && canonical(v) => self.seg[5].base = v,
-            n::KERNEL_GS_BASE if model.has_long_mode() && canonical(v) => self.msr.kernel_gs_base = v,
-            n::TSC_AUX if model.has_rdtscp() && v >> 32 == 0 => self.msr.tsc_aux = v,
-            n::P5_MC_ADDR | n::P5_MC_TYPE => {}
-            n::EBL_CR_POWERON | n::BBL_CR_CTL3 | n::PERF_CTL if !amd => {}
-            0xc1..=0xc8 | 0x186..=0x18d if !amd => {}
-            n::MISC_FEATURES_ENABLES if !amd && v == 0 => {}
+            n::EFER => return self.write_efer(v),
+            n::STAR => self.msr.star = v,
+            n::LSTAR if canonical(v) => self.msr.lstar = v,
+            n::CSTAR if canonical(v) => self.msr.cstar = v,
+            n::FMASK if v >> 32 == 0 => self.msr.fmask = v,
+            n::FS_BASE if canonical(v) => self.seg[4].base = v,
+            n::GS_BASE if canonical(v) => self.seg[5].base = v,
+            n::KERNEL_GS_BASE if canonical(v) => self.msr.kernel_gs_base = v,
+            n::TSC_AUX if v >> 32 == 0 => self.msr.tsc_aux = v,
             // NX cannot be taken away.
-            n::MISC_ENABLE if !amd => self.msr.misc_enable = v & !(1 << 34),
-            n::AMD_SYSCFG | n::AMD_HWCR | n::AMD_NB_CFG | n::AMD_INT_PENDING | n::AMD_PATCH_LOADER if amd => {}
-            _ if amd && n::AMD_CU_CFG.contains(&msr) => {}
-            _ => return model.ignore_unknown_msrs,
+            n::MISC_ENABLE => self.msr.misc_enable = v & !(1 << 34),
+            n::MISC_FEATURES_ENABLES => return v == 0,
+            // Read-only, or not with this value.
+            n::MTRRCAP
+            | n::MCG_CAP
+            | n::FEATURE_CONTROL
+            | n::PLATFORM_ID
+            | n::PLATFORM_INFO
+            | n::PERF_STATUS
+            | n::ARCH_CAPABILITIES
+            | n::SYSENTER_ESP..=n::SYSENTER_EIP
+            | n::MCG_STATUS
+            | n::DEBUGCTL
+            | n::PAT
+            | n::MTRR_DEF_TYPE
+            | n::LSTAR..=n::FMASK
+            | n::FS_BASE..=n::TSC_AUX
+            | n::AMD_OSVW_LENGTH
+            | n::AMD_OSVW_STATUS => return false,
+            // The microcode revision, for one, is what the model says; software writes 0 before it asks by CPUID.
+            _ => {}
         }
         true
     }
 
     fn write_efer(&mut self, v: u64) -> bool {
         let mut known = EFER_LMA;
-        for (have, bit) in [
-            (self.model.has_syscall(), EFER_SCE),
-            (self.model.has_long_mode(), EFER_LME),
-            (self.model.has_nx(), EFER_NXE),
-        ] {
+        for (have, bit) in
+            [(self.model.has(Syscall), EFER_SCE), (self.model.has(Lm), EFER_LME), (self.model.has(Nx), EFER_NXE)]
+        {
             if have {
                 known |= bit;
             }
@@ -286,9 +351,6 @@ pub(crate) fn rdtsc(cpu: &mut Cpu, _: &Insn) -> Res {
 
 /// RDTSCP.
 pub(crate) fn rdtscp(cpu: &mut Cpu, _: &Insn) -> Res {
-    if !cpu.model.has_rdtscp() {
-        return Err(cpu.ud());
-    }
     cpu.put_tsc()?;
     cpu.gpr[usize::from(RCX)] = cpu.msr.tsc_aux;
     Ok(())

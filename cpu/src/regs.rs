@@ -6,12 +6,14 @@ use emu::{Clock, CpuBus};
 use serde::{Deserialize, Serialize};
 
 use crate::debug::Traps;
+use crate::feature::Feature;
 use crate::flags::{Flags, VM};
 use crate::fpu::Fpu;
 use crate::insn::{CS, DS, ES, FS, GS, HALF, RDX, SS};
 use crate::lapic::Lapic;
 use crate::mem::Tlb;
-use crate::state::{Cpu, Fault, Model, Msrs, Segment, Table, Why};
+use crate::model::Model;
+use crate::state::{Cpu, Fault, Msrs, Segment, Table, Why};
 
 /// Everything that a processor's software can see or will feel, in terms that every back end has: what saving,
 /// inspection and moving between back ends work with. The local APIC and the A20 gate have state of their own.
@@ -93,6 +95,7 @@ pub struct Regs {
 }
 
 const CR0_RESET: u64 = 0x6000_0010;
+const CR0_ET: u64 = 1 << 4;
 /// CR0.CD and NW, which INIT leaves alone.
 const CR0_CACHE: u64 = 0x6000_0000;
 const DR6_RESET: u64 = 0xffff_0ff0;
@@ -102,6 +105,9 @@ impl Cpu {
     /// A processor at power-on. The one whose local APIC says that it is the bootstrap processor starts at the reset
     /// vector, others wait for a SIPI.
     pub fn new(model: Arc<Model>, bus: CpuBus, clock: Arc<Clock>, lapic: Arc<Lapic>) -> Cpu {
+        if !model.has(Feature::Apic) {
+            lapic.remove();
+        }
         let mut cpu = Cpu {
             gpr: [0; 32],
             rip: 0,
@@ -123,6 +129,7 @@ impl Cpu {
             mode: crate::insn::Mode::default(),
             flat_mask: 0xffff_ffff,
             fpu: Fpu::default(),
+            error_pins: Arc::default(),
             tlb: Tlb::default(),
             pdpte: [0; 4],
             a20_mask: u64::MAX,
@@ -158,7 +165,7 @@ impl Cpu {
             Msrs { pat: crate::msr::PAT, misc_enable: crate::msr::MISC_ENABLE, bios_sign: 1 << 32, ..Msrs::default() };
         self.xcr0 = 1;
         self.fpu = Fpu::default();
-        self.cr0 = CR0_RESET;
+        self.cr0 = CR0_RESET & (self.model.cr0_mask() | CR0_ET);
         self.nmi_pending = false;
         self.set_tsc(0);
         self.init();
@@ -179,7 +186,7 @@ impl Cpu {
         self.tr = Segment { access: 0x8b, ..data };
         self.gdtr = Table { base: 0, limit: 0xffff };
         self.idtr = self.gdtr;
-        self.cr0 = self.cr0 & CR0_CACHE | CR0_RESET & !CR0_CACHE;
+        self.cr0 = self.cr0 & CR0_CACHE | CR0_ET;
         (self.cr2, self.cr3, self.cr4) = (0, 0, 0);
         self.pdpte = [0; 4];
         self.dr = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET];
@@ -237,7 +244,7 @@ impl Cpu {
             tsc: self.tsc(),
             fx: self.fpu.to_fxsave().to_vec(),
             fcs_fds: (self.fpu.fcs, self.fpu.fds),
-            ferr_ignne: (self.fpu.ferr, self.fpu.ignne),
+            ferr_ignne: (self.fpu.ferr, self.error_pins.ignored()),
             shadow: self.shadow,
             nmi_blocked: self.nmi_blocked,
             nmi_pending: self.nmi_pending,
@@ -272,7 +279,8 @@ impl Cpu {
         fx.iter_mut().zip(&r.fx).for_each(|(to, from)| *to = *from);
         self.fpu.from_fxsave(&fx);
         (self.fpu.fcs, self.fpu.fds) = r.fcs_fds;
-        (self.fpu.ferr, self.fpu.ignne) = r.ferr_ignne;
+        self.fpu.ferr = r.ferr_ignne.0;
+        self.error_pins.restore(r.ferr_ignne.1);
         self.shadow = r.shadow;
         self.nmi_blocked = r.nmi_blocked;
         self.nmi_pending = r.nmi_pending;

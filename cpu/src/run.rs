@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use emu::{Clock, CpuBus, Timers};
 
-use crate::decode::{DecodeError, decode};
+use crate::decode::{DecodeError, decode_for};
 use crate::flags::{IF, RF, TF};
+use crate::fpu::ErrorPins;
 use crate::insn::{BLOCK, Insn, Res};
 use crate::lapic::Lapic;
-use crate::state::{Cpu, Model, Why};
+use crate::model::Model;
+use crate::state::{Cpu, Why};
 
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +149,7 @@ impl Cpu {
         let lin = self.fetch_address(self.rip)?;
         let mut buf = [0; 16];
         let have = self.fetch(lin, &mut buf)?;
-        match decode(&buf[..have.min(15)], self.mode) {
+        match decode_for(&buf[..have.min(15)], self.mode, self.model.features) {
             Ok(insn) => self.check_fetch(insn),
             Err(DecodeError::TooLong) => Err(self.gp(0)),
             Err(DecodeError::NeedMore) if have >= 15 => Err(self.gp(0)),
@@ -157,7 +159,7 @@ impl Cpu {
                 let got = self.fetch(next, &mut more)?;
                 let n = got.min(15 - have);
                 buf[have..have + n].copy_from_slice(&more[..n]);
-                match decode(&buf[..have + n], self.mode) {
+                match decode_for(&buf[..have + n], self.mode, self.model.features) {
                     Ok(insn) => self.check_fetch(insn),
                     Err(_) => Err(self.gp(0)),
                 }
@@ -238,6 +240,11 @@ impl Cpu {
                 return exit;
             }
         }
+    }
+
+    /// FERR# and IGNNE#.
+    pub fn error_pins(&self) -> &Arc<ErrorPins> {
+        &self.error_pins
     }
 
     /// The processor's model.

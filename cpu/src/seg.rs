@@ -4,10 +4,10 @@
 //! base only; limit and attributes stay, which is "unreal" mode after a trip to protected mode (SeaBIOS, GRUB, DOS
 //! extenders).
 
-use crate::flags::{AC, ARITH, Flags, ID, VIF, VIP, VM};
+use crate::flags::{AC, ARITH, Flags, VM};
 use crate::insn::{CS, DS, ES, FS, GS, Mode, RSP, Res, SS};
 use crate::mem::{Class, canonical};
-use crate::state::{Cpu, Model, Segment};
+use crate::state::{Cpu, Segment};
 
 /// Type field of system descriptors.
 pub(crate) mod kind {
@@ -492,23 +492,5 @@ impl Cpu {
         self.stack_push(&mut s, osize, v)?;
         self.set_sp(&s);
         Ok(())
-    }
-}
-
-impl Model {
-    /// The RFLAGS bits that can be changed: AC came with the 486, ID with CPUID, VIF and VIP with virtual-8086 mode
-    /// extensions.
-    pub(crate) fn flags_mask(&self) -> u64 {
-        let mut mask = u64::MAX;
-        if self.family() < 4 {
-            mask &= !AC;
-        }
-        if !self.has_cpuid() {
-            mask &= !ID;
-        }
-        if self.edx1 & 2 == 0 {
-            mask &= !(VIF | VIP);
-        }
-        mask
     }
 }

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::debug::Traps;
 use crate::flags::Flags;
-use crate::fpu::Fpu;
+use crate::fpu::{ErrorPins, Fpu};
 use crate::insn::{Insn, Mode, Stop};
 use crate::lapic::Lapic;
 use crate::mem::Tlb;
+use crate::model::Model;
 
 /// A segment register with its hidden part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,41 +71,6 @@ pub enum Why {
     Alone,
     /// Triple fault.
     Shutdown,
-}
-
-/// What the processor claims to be.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Model {
-    /// Twelve characters of CPUID leaf 0.
-    pub vendor: [u8; 12],
-    /// Up to 48 characters of leaves 80000002-4.
-    pub brand: String,
-    /// CPUID.1:EAX.
-    pub signature: u32,
-    /// CPUID.1:EDX features offered.
-    pub edx1: u32,
-    /// CPUID.1:ECX features offered.
-    pub ecx1: u32,
-    /// CPUID.7.0:EBX features offered.
-    pub ebx7: u32,
-    /// CPUID.7.0:EDX features offered.
-    pub edx7: u32,
-    /// CPUID.80000001:EDX features offered.
-    pub edx_ext: u32,
-    /// CPUID.80000001:ECX features offered.
-    pub ecx_ext: u32,
-    /// Twelve characters of leaf 40000000, if there is a hypervisor leaf.
-    pub hypervisor: Option<[u8; 12]>,
-    /// Number of processors in the machine.
-    pub cpus: u32,
-    /// Physical address bits.
-    pub phys_bits: u8,
-    /// IA32_ARCH_CAPABILITIES, where EDX of leaf 7 has it.
-    pub arch_capabilities: u64,
-    /// Unknown MSRs read as 0 and ignore writes, instead of #GP.
-    pub ignore_unknown_msrs: bool,
-    /// TSC ticks a second.
-    pub tsc_hz: u64,
 }
 
 /// Model-specific registers that only hold what is written.
@@ -186,6 +152,8 @@ pub struct Cpu {
     pub(crate) flat_mask: u64,
     /// x87, MMX and SSE state.
     pub(crate) fpu: Fpu,
+    /// FERR# and IGNNE#.
+    pub(crate) error_pins: Arc<ErrorPins>,
     /// Translations.
     pub(crate) tlb: Tlb,
     /// The PDPTEs as loaded with CR3 (PAE without long mode).

@@ -288,7 +288,7 @@ fn stac(cpu: &mut Cpu, _: &Insn) -> Res {
 }
 
 fn access_flag(cpu: &mut Cpu, ac: u64) -> Res {
-    if cpu.model.ebx7 & crate::cpuid::EBX7_SMAP == 0 || cpu.cpl != 0 {
+    if cpu.cpl != 0 {
         return Err(cpu.ud());
     }
     cpu.set_rflags(ac, crate::flags::AC);
@@ -413,7 +413,7 @@ fn sysret(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// SYSENTER. AMD's processors do not have it in long mode.
 fn sysenter(cpu: &mut Cpu, _: &Insn) -> Res {
-    if !cpu.model.has_sysenter() || cpu.model.is_amd() && cpu.lma() {
+    if cpu.model.is_amd() && cpu.lma() {
         return Err(cpu.ud());
     }
     let selector = cpu.msr.sysenter_cs as u16 & !3;
@@ -430,7 +430,7 @@ fn sysenter(cpu: &mut Cpu, _: &Insn) -> Res {
 }
 
 fn sysexit(cpu: &mut Cpu, i: &Insn) -> Res {
-    if !cpu.model.has_sysenter() || cpu.model.is_amd() && cpu.lma() {
+    if cpu.model.is_amd() && cpu.lma() {
         return Err(cpu.ud());
     }
     let base = cpu.msr.sysenter_cs as u16 & !3;

@@ -8,6 +8,7 @@ mod gates;
 mod io;
 mod long;
 mod memory;
+mod models;
 mod paging;
 mod segments;
 mod task;
@@ -21,8 +22,9 @@ use iced_x86::code_asm::CodeAssembler;
 use crate::flags::IF;
 use crate::insn::{CS, DS, ES, FS, GS, RSP, SS};
 use crate::lapic::{ApicBus, Lapic};
+use crate::model::Model;
 use crate::run::Exit;
-use crate::state::{Cpu, Model, Segment, Table};
+use crate::state::{Cpu, Segment, Table};
 
 const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;

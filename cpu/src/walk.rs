@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use emu::{PAGE_SIZE, RamAddr, Target};
 
+use crate::feature::Feature;
 use crate::insn::{Res, Stop};
 use crate::mem::{Access, canonical};
 use crate::state::{Cpu, Fault, Why};
@@ -171,7 +172,7 @@ impl Cpu {
     fn large_pages(&self, level: u32, wide: bool) -> bool {
         match level {
             1 => wide || self.cr4 & CR4_PSE != 0,
-            2 => self.model.edx_ext & 1 << 26 != 0,
+            2 => self.model.has(Feature::Pdpe1gb),
             _ => false,
         }
     }
@@ -180,7 +181,8 @@ impl Cpu {
     fn reserved(&self, level: u32, last: bool, wide: bool) -> u64 {
         if !wide {
             // Bits 20:13 are address bits 39:32, as far as there are any.
-            let extra = u32::from(self.model.phys_bits.clamp(32, 40)) - 19;
+            let address = if self.model.has(Feature::Pse36) { self.model.phys_bits.clamp(32, 40) } else { 32 };
+            let extra = u32::from(address) - 19;
             return if last && level == 1 { 0x3f_e000 & !((1 << extra) - 1) } else { 0 };
         }
         let mut mask = 0xf_ffff_ffff_f000 & !self.address_mask();

@@ -9,7 +9,8 @@ use crate::decode::decode;
 use crate::flags::Flags;
 use crate::insn::{BLOCK, CS, DS, ES, SS};
 use crate::lapic::{ApicBus, Lapic};
-use crate::state::{Cpu, Model, Segment, Why};
+use crate::model::Model;
+use crate::state::{Cpu, Segment, Why};
 
 /// Bytes of memory from [`DATA`] on: data, code, then page tables.
 const RAM_LEN: u64 = 0x2_0000;

@@ -10,7 +10,8 @@ use crate::decode::decode;
 use crate::flags::{CF, Flags, TF, ZF};
 use crate::insn::{BLOCK, CS, DS, END, ES, RAX, RBP, RBX, RCX, RDI, RSI, RSP, SS};
 use crate::lapic::{ApicBus, Lapic};
-use crate::state::{Cpu, Model, Segment, Why};
+use crate::model::Model;
+use crate::state::{Cpu, Segment, Why};
 
 const RAM: u64 = 0x20_0000;
 /// A device behind the RAM.

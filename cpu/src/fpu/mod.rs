@@ -6,10 +6,8 @@
 //!
 //! The registers are held at their physical numbers, as the abridged tag word and MMX see them; ST(n) is the n-th from
 //! TOP. An exception that is not masked sets ES and is reported by the next *waiting* instruction: as #MF with CR0.NE,
-//! else the way PCs did it: FERR# rises ([`Fpu::ferr`], wired to IRQ 13), and the processor stands still until an
-//! interrupt comes. The handler writes port F0h, which asserts IGNNE# ([`Fpu::ignne`]) until the error is cleared, so
-//! that it can use the x87 itself. FERR# rises when the waiting instruction is met, as since the P6; the 486 was
-//! earlier for some.
+//! else the way PCs did it: FERR# rises, and the processor stands still until an interrupt comes; see [`pins`]. FERR#
+//! rises when the waiting instruction is met, as since the P6; the 486 was earlier for some.
 //!
 //! Where parts differ, the older Intel ones are followed: FOP, FIP, FCS, FDP and FDS are kept for every instruction but
 //! the control ones. Newer Intel parts keep FOP and FDP for unmasked exceptions only, and store FCS and FDS as 0; AMD's
@@ -23,6 +21,7 @@ mod control;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod diff;
 mod load;
+mod pins;
 mod select;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -33,6 +32,7 @@ use crate::softfloat::{F80, IE, X87};
 use crate::state::{Cpu, Why};
 
 pub(crate) use arith::order_flags;
+pub use pins::ErrorPins;
 pub(crate) use select::select;
 
 /// CR0: monitor coprocessor, emulation, task switched, numeric error.
@@ -87,8 +87,6 @@ pub(crate) struct Fpu {
     pub(crate) fdp: u64,
     /// FERR#: an error waits for IRQ 13, since CR0.NE is 0.
     pub(crate) ferr: bool,
-    /// IGNNE#: the board asserts it when port F0h is written; it falls with FERR#.
-    pub(crate) ignne: bool,
 }
 
 /// The bits of MXCSR that exist.
@@ -113,7 +111,6 @@ impl Default for Fpu {
             fip: 0,
             fdp: 0,
             ferr: false,
-            ignne: false,
         }
     }
 }
@@ -185,14 +182,13 @@ impl Fpu {
         self.summarize();
     }
 
-    /// Recomputes ES and B. FERR# falls with them, and IGNNE# with FERR#.
+    /// Recomputes ES and B. FERR# falls with them.
     fn summarize(&mut self) {
         self.sw &= !(ES | BUSY);
         if self.sw & !self.cw & EXCEPTIONS != 0 {
             self.sw |= ES | BUSY;
         } else {
             self.ferr = false;
-            self.ignne = false;
         }
     }
 
@@ -286,19 +282,21 @@ impl Cpu {
         if self.cr0 & CR0_NE != 0 {
             return Err(self.fault(16, None));
         }
-        self.fpu.ferr = true;
-        if self.fpu.ignne { Ok(()) } else { Err(self.freeze(i)) }
-    }
-
-    /// The instruction waits for an interrupt, which the run loop can only take between blocks.
-    fn freeze(&mut self, i: &Insn) -> Stop {
-        if self.may_io {
-            self.rip = self.this_rip(i);
-            self.why = Why::None;
-        } else {
-            self.why = Why::Alone;
+        if self.fpu.ferr && self.error_pins.ignored() {
+            return Ok(());
         }
-        Stop
+        // It waits for an interrupt, which the run loop can only take between blocks.
+        if !self.may_io {
+            self.why = Why::Alone;
+            return Err(Stop);
+        }
+        if !self.fpu.ferr {
+            self.fpu.ferr = true;
+            self.error_pins.raise();
+        }
+        self.rip = self.this_rip(i);
+        self.why = Why::None;
+        Err(Stop)
     }
 
     /// Executes FWAIT.

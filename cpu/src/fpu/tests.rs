@@ -2,6 +2,7 @@
 //! pending exceptions from one instruction to the next.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use emu::{AddressSpace, Backing, Clock, CpuBus, Ram, Rights, Timers};
 
@@ -9,8 +10,9 @@ use super::{C0, C2, C3, CR0_EM, CR0_MP, CR0_NE, CR0_TS, CW_INIT, ES, EXCEPTIONS,
 use crate::decode::decode;
 use crate::insn::{BLOCK, CS, DS, Stop};
 use crate::lapic::{ApicBus, Lapic};
+use crate::model::Model;
 use crate::softfloat::F80;
-use crate::state::{Cpu, Model, Segment, Why};
+use crate::state::{Cpu, Segment, Why};
 
 /// Where instructions pretend to be.
 pub(crate) const CODE: u64 = 0x1000;
@@ -135,14 +137,25 @@ fn without_numeric_error_mode_the_processor_waits_for_irq_13() {
     // In the middle of a block the run loop cannot take the interrupt.
     cpu.may_io = false;
     assert_eq!((i.exec)(&mut cpu, &i), Err(Stop));
-    assert_eq!((cpu.why, cpu.fpu.ferr), (Why::Alone, true));
+    assert_eq!((cpu.why, cpu.fpu.ferr), (Why::Alone, false));
     (cpu.may_io, cpu.why) = (true, Why::None);
-    assert_eq!((i.exec)(&mut cpu, &i), Err(Stop));
-    assert_eq!((cpu.why, cpu.rip), (Why::None, CODE));
+    let rises = Arc::new(AtomicUsize::new(0));
+    let count = rises.clone();
+    cpu.error_pins.on_ferr(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    for _ in 0..2 {
+        assert_eq!((i.exec)(&mut cpu, &i), Err(Stop));
+        assert_eq!((cpu.why, cpu.rip, rises.load(Ordering::Relaxed)), (Why::None, CODE, 1));
+    }
     // The handler of IRQ 13 writes port F0h, and may use the x87 then.
-    cpu.fpu.ignne = true;
+    cpu.error_pins.ignore();
     all(&mut cpu, &[FWAIT, FLD1, FNCLEX]);
-    assert!(!cpu.fpu.ferr && !cpu.fpu.ignne, "both fall with the error");
+    assert!(!cpu.fpu.ferr);
+    // It was asserted for that error only.
+    divide_by_zero(&mut cpu);
+    assert_eq!((i.exec)(&mut cpu, &i), Err(Stop));
+    assert_eq!((cpu.error_pins.ignored(), rises.load(Ordering::Relaxed)), (false, 2));
 }
 
 #[test]

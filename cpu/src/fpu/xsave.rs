@@ -118,7 +118,7 @@ impl Fpu {
 
     /// Which components are not in their initial state.
     fn in_use(&self) -> u64 {
-        let fresh = Fpu { xmm: self.xmm, mxcsr: self.mxcsr, ferr: self.ferr, ignne: self.ignne, ..Fpu::default() };
+        let fresh = Fpu { xmm: self.xmm, mxcsr: self.mxcsr, ferr: self.ferr, ..Fpu::default() };
         let sse = self.xmm != [[0; 2]; 16];
         (if *self == fresh { 0 } else { X87 }) | if sse { SSE } else { 0 }
     }

@@ -281,24 +281,6 @@ fn cpuid_describes_topology_clock_and_hypervisor() {
 }
 
 #[test]
-fn models_without_cpuid_have_no_id_flag() {
-    for (signature, kept) in [(0x30661, 0x24_0000), (0x400, 0x24_0000), (0, 0)] {
-        let mut m = Machine::protected_with(Model { signature, ..Model::default() });
-        m.code(32, |a| {
-            a.push(0x24_0000).unwrap();
-            a.popfd().unwrap();
-            a.pushfd().unwrap();
-            a.pop(eax).unwrap();
-            a.cpuid().unwrap();
-            a.hlt().unwrap();
-        });
-        let halted_in_code = m.run() == Exit::Halted && m.cpu.rip < HANDLERS;
-        assert_eq!(m.cpu.rflags & 0x24_0000, if signature == 0 { 0 } else { kept });
-        assert_eq!(halted_in_code, signature != 0);
-    }
-}
-
-#[test]
 fn xcr0_keeps_x87_on() {
     for (ecx_in, v, ok) in [(0, 3, true), (0, 1, true), (0, 2, false), (0, 7, false), (1, 3, false)] {
         let mut m = Machine::protected();

@@ -30,7 +30,7 @@ fn machine(cpl: u8) -> Machine {
     machine_with(Model::default(), cpl)
 }
 
-fn machine_with(model: Model, cpl: u8) -> Machine {
+pub(super) fn machine_with(model: Model, cpl: u8) -> Machine {
     let mut m = Machine::protected_with(model);
     m.write64(ROOT, ROOT + 0x1000 | 7);
     m.write64(ROOT + 0x1000, 0x87);

@@ -3,6 +3,7 @@
 use iced_x86::code_asm::*;
 
 use super::*;
+use crate::feature::Feature;
 use crate::flags::AC;
 use crate::insn::{RAX, RBX};
 use crate::mem::Access as Want;
@@ -243,7 +244,7 @@ fn large_pages_of_all_sizes() {
     assert_eq!(p.walk(Want::Read, true), Ok(1 << 32 | VIRT + 0x123), "PSE-36");
     // 1 GiB pages where there are none.
     let mut m = Model::default();
-    m.edx_ext &= !(1 << 26);
+    m.features = m.features.without(&[Feature::Pdpe1gb]);
     let mut p = Paged::new(Kind::Long);
     p.m.cpu.model = Arc::new(m);
     p.set(ROOT + 0x1000, P | W | U | PS);
@@ -311,7 +312,7 @@ fn stac_needs_level_0_and_the_feature() {
     m.level(3);
     m.code(32, |a| a.stac().unwrap());
     assert_eq!(m.vector(), 6);
-    let model = Model { ebx7: 0, ..Model::default() };
+    let model = Model { features: Model::default().features.without(&[Feature::Smap]), ..Model::default() };
     let mut m = Machine::protected_with(model);
     m.code(32, |a| a.clac().unwrap());
     assert_eq!(m.vector(), 6);
