@@ -7,7 +7,7 @@ use boot::platform::{
     AcpiVersion, Chassis, Cpu, Hpet as HpetInfo, Identity, IoApic as IoApicInfo, IsaOverride, IsaPort, Link, Pci,
     Pin as RoutePin, Platform, Pm, Polarity, Processor, Route, Router, Smi, Trigger,
 };
-use emu::{Backends, Backing, Bdf, DeviceCell, IrqLine, IrqSink, Machine, Pin, RamAddr, Rights};
+use emu::{Backends, Backing, Bdf, DeviceCell, Event, IrqLine, IrqSink, Machine, Pin, RamAddr, Rights};
 use hv::Vm;
 use lpc::{
     AcpiPm, BhyveHostBridge, BhyveLpc, DebugPorts, FwCfg, FwCfgItems, HostBridge, Hpet, I440, I8042, I8237, I8254,
@@ -143,15 +143,15 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     let (host, isa) = (Some(Bdf::new(0, 0)), Some(Bdf::new(kind.isa_bridge(), 0)));
     let power = Some(Bdf::new(kind.isa_bridge(), 3));
     let ram = parts.ram;
-    let pm = match kind {
+    let (isa_bridge, pm) = match kind {
         Kind::Pc | Kind::I440bx => {
             let (bridge, piix) = match kind {
                 Kind::Pc => (HostBridge::I440fx, Piix::Piix3),
                 _ => (HostBridge::I440bx, Piix::Piix4),
             };
             part("host-bridge", host, Box::new(move |s| I440::create(s, bridge, ram)))?;
-            part("isa-bridge", isa, Box::new(move |s| PiixIsa::create(s, piix, pirq)))?;
-            part("pm", power, Box::new(|s| AcpiPm::create(s, PM_BASE, true)))?
+            let isa_bridge = part("isa-bridge", isa, Box::new(move |s| PiixIsa::create(s, piix, pirq)))?;
+            (isa_bridge, part("pm", power, Box::new(|s| AcpiPm::create(s, PM_BASE, true)))?)
         }
         Kind::Bhyve => {
             // Nothing shadows the BIOS area: it is RAM.
@@ -160,10 +160,11 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
             let area = machine.space.add_memory(BIOS_AREA.start, len, 0, Rights::ReadWrite, backing);
             machine.space.enable(area, BIOS_AREA.start, true);
             part("hostbridge", host, Box::new(|s| BhyveHostBridge::create(s, lpc_bhyve::HOST_BRIDGE)))?;
-            part("lpc", isa, Box::new(move |s| BhyveLpc::create(s, lpc_bhyve::LPC_BRIDGE, pirq)))?;
-            part("pm", None, Box::new(|s| Ok(AcpiPm::create_bhyve(s))))?
+            let lpc = part("lpc", isa, Box::new(move |s| BhyveLpc::create(s, lpc_bhyve::LPC_BRIDGE, pirq)))?;
+            (lpc, part("pm", None, Box::new(|s| Ok(AcpiPm::create_bhyve(s))))?)
         }
     };
+    vm.on_ferr(Box::new(move || isa_bridge.event(Event::Ferr)));
     I8237::new(machine);
     part("i8042", None, Box::new(|s| Ok(I8042::create(s))))?;
     part("i8254", None, Box::new(|s| Ok(I8254::create(s))))?;

@@ -266,6 +266,7 @@ impl Instance {
         let pause = runner.pauser();
         machine.on_system(move |event| match event {
             SystemEvent::A20(open) => vm.set_a20(open),
+            SystemEvent::Ignne => vm.ignne(),
             event => {
                 pause();
                 send(&tx, Message::System(event));

@@ -43,6 +43,8 @@ pub enum Event {
     Pointer(i32, i32, i32, u8),
     /// The power button was pressed.
     PowerButton,
+    /// FERR# of processor 0 rose: the x87 has an error, and CR0.NE is 0.
+    Ferr,
 }
 
 /// Why a device is reset.
@@ -431,6 +433,8 @@ pub enum SystemEvent {
     Init,
     /// NMI on processor 0.
     Nmi,
+    /// IGNNE# of processor 0 is asserted, until its FERR# falls.
+    Ignne,
 }
 
 type SystemHook = Box<dyn Fn(SystemEvent) + Send + Sync>;

@@ -90,6 +90,13 @@ pub trait Vm: Send + Sync {
     /// Who hears the end of level-triggered interrupts, when the I/O APIC is not the back end's. Set once.
     fn on_eoi(&self, eoi: Box<dyn Fn(u8) + Send + Sync>);
 
+    /// Who hears FERR# of processor 0 rise: an x87 error with CR0.NE clear. Set once; never called by a back end whose
+    /// processors have no such pin.
+    fn on_ferr(&self, _ferr: Box<dyn Fn() + Send + Sync>) {}
+
+    /// Asserts IGNNE# of processor 0.
+    fn ignne(&self) {}
+
     /// Opens or closes the A20 gate.
     fn set_a20(&self, open: bool);
 

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use cpu::{ApicBus, Cpu, Engine, Lapic, LapicState, Regs};
+use cpu::{ApicBus, Cpu, Engine, ErrorPins, Lapic, LapicState, Regs};
 use emu::{CpuBus, IrqSink, Machine, MsiSink, Timers};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -28,16 +28,19 @@ impl Hypervisor for Soft {
         let bus = ApicBus::new();
         let model = Arc::new(cpu::Model { cpus: config.cpus, ..config.model.clone() });
         let engine = (!config.plain).then(|| Arc::new(Mutex::new(Engine::new())));
+        let mut pins = None;
         let vcpus = (0..config.cpus)
             .map(|index| {
                 let lapic = Lapic::new(index, &bus, &machine.timers, model.tsc_hz);
                 let cpu_bus = CpuBus::new(machine.space.clone());
                 let cpu = Cpu::new(model.clone(), cpu_bus, machine.clock().clone(), lapic);
+                pins.get_or_insert_with(|| cpu.error_pins().clone());
                 let vcpu = SoftVcpu { index, cpu, engine: engine.clone(), timers: machine.timers.clone() };
                 Box::new(vcpu) as Box<dyn Vcpu>
             })
             .collect();
-        Ok(Arc::new(SoftVm { bus, vcpus: Mutex::new(vcpus) }))
+        let error_pins = pins.unwrap_or_default();
+        Ok(Arc::new(SoftVm { bus, error_pins, vcpus: Mutex::new(vcpus) }))
     }
 }
 
@@ -52,6 +55,8 @@ impl IrqSink for Pins {
 
 struct SoftVm {
     bus: Arc<ApicBus>,
+    /// FERR# and IGNNE# of processor 0; the others' are not connected.
+    error_pins: Arc<ErrorPins>,
     vcpus: Mutex<Vec<Box<dyn Vcpu>>>,
 }
 
@@ -78,6 +83,14 @@ impl Vm for SoftVm {
 
     fn on_eoi(&self, eoi: Box<dyn Fn(u8) + Send + Sync>) {
         self.bus.on_eoi(eoi);
+    }
+
+    fn on_ferr(&self, ferr: Box<dyn Fn() + Send + Sync>) {
+        self.error_pins.on_ferr(ferr);
+    }
+
+    fn ignne(&self) {
+        self.error_pins.ignore();
     }
 
     fn set_a20(&self, open: bool) {

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use emu::{Device, PciFunction, PciIds, ResetKind, Slot, State, SystemEvent};
+use emu::{Device, Event, IrqLine, PciFunction, PciIds, ResetKind, Slot, State, SystemEvent};
 
 use crate::piix_isa::SystemPorts;
 use crate::pirq::Pirq;
@@ -79,6 +79,7 @@ pub struct BhyveLpc {
     ports: SystemPorts,
     function: Arc<PciFunction>,
     pirq: Arc<Pirq>,
+    irq13: Arc<IrqLine>,
     request: Box<dyn Fn(SystemEvent) + Send>,
 }
 
@@ -95,14 +96,14 @@ impl BhyveLpc {
                 c.writable(route_register(n), &[0x8f]);
             }
         });
-        SystemPorts::claim(slot);
+        let irq13 = SystemPorts::claim(slot);
         let machine = Arc::downgrade(slot.machine());
         let request = Box::new(move |event| {
             if let Some(m) = machine.upgrade() {
                 m.request(event);
             }
         });
-        Ok(Box::new(BhyveLpc { ports: SystemPorts::default(), function, pirq, request }))
+        Ok(Box::new(BhyveLpc { ports: SystemPorts::default(), function, pirq, irq13, request }))
     }
 
     fn apply_routes(&mut self) {
@@ -124,7 +125,13 @@ impl Device for BhyveLpc {
     }
 
     fn write(&mut self, region: u32, _offset: u64, _width: u8, value: u64) {
-        self.ports.write(region, value as u8, &self.request);
+        self.ports.write(region, value as u8, &self.irq13, &self.request);
+    }
+
+    fn event(&mut self, event: Event) {
+        if matches!(event, Event::Ferr) {
+            self.irq13.set(true);
+        }
     }
 
     fn config_write(&mut self, _offset: u16, _width: u8) {
@@ -133,6 +140,7 @@ impl Device for BhyveLpc {
 
     fn reset(&mut self, _: ResetKind) {
         self.ports = SystemPorts::default();
+        self.irq13.set(false);
         self.apply_routes();
     }
 
@@ -148,8 +156,8 @@ impl Device for BhyveLpc {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use emu::IrqSink;
     use emu::bench::Bench;
-    use emu::{IrqLine, IrqSink};
 
     #[test]
     fn the_host_bridge_shows_a_root_port_capability_that_config_writes_cannot_destroy() {

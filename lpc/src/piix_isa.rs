@@ -2,12 +2,12 @@
 //!
 //! Datasheets: 82371SB (290550), 82371AB (290562). Modelled: the PIRQ route registers 60-63, the reset control
 //! register CF9, port 92 (fast A20 and INIT), the coprocessor error latch F0, and configuration registers that
-//! firmware stores into. The other parts of the chip (8259, 8254, 8237, IDE, USB, power management) are devices of
+//! firmware stores into. FERR# ([`Event::Ferr`]) makes IRQ 13; a write to F0 takes that back and asserts IGNNE#. The other parts of the chip (8259, 8254, 8237, IDE, USB, power management) are devices of
 //! their own.
 
 use std::sync::Arc;
 
-use emu::{Device, PciFunction, PciIds, ResetKind, Slot, State, SystemEvent, Widths};
+use emu::{Device, Event, IrqLine, PciFunction, PciIds, ResetKind, Slot, State, SystemEvent, Widths};
 use serde::{Deserialize, Serialize};
 
 use crate::pirq::Pirq;
@@ -36,11 +36,12 @@ pub(crate) struct SystemPorts {
 }
 
 impl SystemPorts {
-    /// Takes CF9, 92 and F0, as the owner's regions 0 to 2.
-    pub(crate) fn claim(slot: &mut Slot) {
+    /// Takes CF9, 92 and F0, as the owner's regions 0 to 2, and IRQ 13.
+    pub(crate) fn claim(slot: &mut Slot) -> Arc<IrqLine> {
         slot.ports_over(CF9, 0xcf9, 1, Widths::BYTE);
         slot.ports(PORT92, 0x92, 1, Widths::BYTE);
         slot.ports(PORTF0, 0xf0, 2, Widths::BYTE);
+        slot.isa_irq(13)
     }
 
     pub(crate) fn read(&self, region: u32) -> u64 {
@@ -51,7 +52,7 @@ impl SystemPorts {
         }
     }
 
-    pub(crate) fn write(&mut self, region: u32, value: u8, request: impl Fn(SystemEvent)) {
+    pub(crate) fn write(&mut self, region: u32, value: u8, irq13: &IrqLine, request: impl Fn(SystemEvent)) {
         match region {
             CF9 => {
                 // Bit 2 going up resets; bit 1 chooses a hard reset, and a soft one is INIT.
@@ -70,8 +71,10 @@ impl SystemPorts {
                     request(SystemEvent::Init);
                 }
             }
-            // F0 clears the coprocessor's error latch, which nothing sets without FERR#.
-            _ => {}
+            _ => {
+                irq13.set(false);
+                request(SystemEvent::Ignne);
+            }
         }
     }
 }
@@ -81,6 +84,7 @@ pub struct PiixIsa {
     ports: SystemPorts,
     function: Arc<PciFunction>,
     pirq: Arc<Pirq>,
+    irq13: Arc<IrqLine>,
     request: Box<dyn Fn(SystemEvent) + Send>,
 }
 
@@ -109,14 +113,14 @@ impl PiixIsa {
             }
             c.set8(0x69, 0x02);
         });
-        SystemPorts::claim(slot);
+        let irq13 = SystemPorts::claim(slot);
         let machine = Arc::downgrade(slot.machine());
         let request = Box::new(move |event| {
             if let Some(m) = machine.upgrade() {
                 m.request(event);
             }
         });
-        Ok(Box::new(PiixIsa { ports: SystemPorts::default(), function, pirq, request }))
+        Ok(Box::new(PiixIsa { ports: SystemPorts::default(), function, pirq, irq13, request }))
     }
 
     fn apply_routes(&mut self) {
@@ -133,7 +137,13 @@ impl Device for PiixIsa {
     }
 
     fn write(&mut self, region: u32, _offset: u64, _width: u8, value: u64) {
-        self.ports.write(region, value as u8, &self.request);
+        self.ports.write(region, value as u8, &self.irq13, &self.request);
+    }
+
+    fn event(&mut self, event: Event) {
+        if matches!(event, Event::Ferr) {
+            self.irq13.set(true);
+        }
     }
 
     fn config_write(&mut self, offset: u16, width: u8) {
@@ -144,6 +154,7 @@ impl Device for PiixIsa {
 
     fn reset(&mut self, _: ResetKind) {
         self.ports = SystemPorts::default();
+        self.irq13.set(false);
         self.apply_routes();
     }
 
@@ -160,14 +171,33 @@ impl Device for PiixIsa {
 mod tests {
     use super::*;
     use emu::bench::Bench;
-    use emu::{IrqLine, IrqSink};
+    use emu::{DeviceCell, IrqSink};
 
     fn rig() -> (Bench, Arc<Pirq>) {
+        let (bench, pirq, _) = rig_with_cell();
+        (bench, pirq)
+    }
+
+    fn rig_with_cell() -> (Bench, Arc<Pirq>, Arc<DeviceCell>) {
         let bench = Bench::new();
         let pirq = Pirq::new(&bench.machine, std::array::from_fn(|_| IrqLine::unconnected()));
         let p = pirq.clone();
-        bench.part(|slot| PiixIsa::create(slot, Piix::Piix3, p).unwrap());
-        (bench, pirq)
+        let cell = bench.part(|slot| PiixIsa::create(slot, Piix::Piix3, p).unwrap());
+        (bench, pirq, cell)
+    }
+
+    #[test]
+    fn ferr_makes_irq_13_until_port_f0_asserts_ignne() {
+        let (mut bench, _, cell) = rig_with_cell();
+        cell.event(Event::Ferr);
+        assert!(bench.irq(13));
+        assert!(bench.system_events().is_empty());
+        bench.outb(0xf0, 0);
+        assert!(!bench.irq(13));
+        assert_eq!(bench.system_events(), [SystemEvent::Ignne]);
+        cell.event(Event::Ferr);
+        bench.machine.reset(ResetKind::System);
+        assert!(!bench.irq(13));
     }
 
     #[test]
