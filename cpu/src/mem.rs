@@ -622,6 +622,10 @@ impl Cpu {
     fn write_tag(&mut self, class: Class, lin: u64, host: u64, write: bool) -> bool {
         let page = self.tlb.ram_addr(host).page();
         let ram = self.bus.ram();
+        if write {
+            // The store that is under way may find the tag and go by it.
+            ram.mark_dirty(page);
+        }
         class != Class::UserAligned
             && ram.code_lines(page).load(Ordering::Relaxed) == 0
             && (write || !ram.dirty_log())
