@@ -10,7 +10,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
-use crate::ram::{Ram, RamAddr};
+use crate::ram::{Ram, RamAddr, RamBlock};
 
 /// Something that answers guest accesses: a device behind its lock, or a leaf chip with locks of its own.
 pub trait Access: Send + Sync {
@@ -221,10 +221,13 @@ fn ram_at(ranges: &[FlatRange], gpa: u64) -> Option<(RamAddr, u64)> {
     }
 }
 
-/// Told of each new map before the change that made it returns.
+/// A back end that keeps page tables of its own. It is called with the space's lock held: it must not change the space.
 pub trait MapListener: Send + Sync {
-    /// Follow `map`.
+    /// Follow `map`. On return no processor reaches memory by the map before; the change that made it returns afterwards.
     fn changed(&self, map: &Map);
+
+    /// Tell the arena ([`Ram::mark_dirty`]) which pages were written through the page tables since the last call.
+    fn log_dirty(&self) {}
 }
 
 #[derive(Default)]
@@ -373,6 +376,21 @@ impl AddressSpace {
     pub fn set_dirty_log(&self, on: bool) {
         self.ram.set_dirty_log(on);
         self.change(|_| true);
+    }
+
+    /// The pages of `block` written since the last call, as offsets in pages from its start; empty while the log is off.
+    /// Complete while the processors are paused. One that runs may write on to a page that it wrote just before, and that
+    /// may be missed.
+    pub fn harvest_dirty(&self, block: &RamBlock) -> Vec<u64> {
+        for listener in &self.tables.lock().unwrap().listeners {
+            listener.log_dirty();
+        }
+        let pages = self.ram.harvest_dirty(block);
+        if !pages.is_empty() {
+            // Processors that remember that a page may be written without further ado look again.
+            self.change(|_| true);
+        }
+        pages
     }
 
     /// Adds a back end that keeps page tables of its own; it is told of the present map at once.
