@@ -399,6 +399,13 @@ impl Lapic {
         self.update(s);
     }
 
+    /// A SIPI from outside.
+    pub fn request_sipi(&self, vector: u8) {
+        let mut s = self.state.lock().unwrap();
+        s.sipi = Some(vector);
+        self.update(s);
+    }
+
     /// Takes the signals that are not interrupts, and settles [`Lapic::attention`].
     pub(crate) fn signals(&self) -> Signals {
         self.attention.fetch_and(!SIGNAL, Ordering::AcqRel);

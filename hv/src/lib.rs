@@ -1,10 +1,28 @@
 //! Hypervisor back ends behind one set of traits: the software CPU anywhere, vmm(4) on FreeBSD, KVM on Linux.
 //!
 //! A [`Hypervisor`] makes a [`Vm`] for a machine that is already there: memory, ports and chips belong to the
-//! [`emu::Machine`], and the back end follows its address space by listening to it. [`Vm::caps`] says which chips the back
-//! end brings itself; the board builds the rest. A [`Vcpu`] runs until its thread has something to act on; port and memory
-//! accesses call the bus inside and never come out. [`Runner`] is the threads: start, pause with a barrier, resume, stop.
+//! [`emu::Machine`], and the back end follows its address space. [`Vm::caps`] says which chips the back end brings itself;
+//! the board builds the rest. A [`Vcpu`] runs until its thread has something to act on; port and memory accesses call the
+//! bus inside and never come out. [`Runner`] is the threads: start, pause with a barrier, resume, stop.
+//!
+//! There is no call to map memory. A back end with page tables of its own listens to the address space
+//! ([`emu::MapListener`], [`MemoryMap`] does the work) and has followed every change before the access that caused it
+//! completes: shadow RAM, video planes and BARs need nothing else. The log of written pages is the address space's too:
+//! [`emu::AddressSpace::harvest_dirty`] asks the listeners for what they know.
+//!
+//! Calls on a [`Vcpu`] are made by the thread that runs it, or by another while the processors are paused
+//! ([`Runner::with_vcpus`]); those on a [`Vm`] from any thread at any time. All that the kernels of vmm(4) and KVM want of
+//! a processor that is not running therefore belongs to the former. Neither kind of call is made from within a bus access.
+//!
+//! [`cpu::Regs`] is the state of a processor in every back end's terms. What a back end cannot reach of it, it says by the
+//! name of the field ([`Vcpu::lacks`]).
 
+#[cfg(test)]
+mod conformance;
+mod lacking;
+mod memory;
+#[cfg(test)]
+mod mock;
 mod run;
 mod soft;
 
@@ -13,6 +31,8 @@ use std::sync::Arc;
 use emu::{IrqSink, Machine, MsiSink};
 use serde_json::Value;
 
+pub use lacking::Lacking;
+pub use memory::{MemoryMap, PageTables, Slot};
 pub use run::{Outcome, Runner, Turn};
 pub use soft::Soft;
 
@@ -84,7 +104,14 @@ pub trait Vm: Send + Sync {
     /// Processor pins: line 0 is INTR of processor 0 (LINT0), line 1 its NMI (LINT1).
     fn pins(&self) -> Arc<dyn IrqSink>;
 
-    /// How INTR is acknowledged, when the 8259 is not the back end's. Set once.
+    /// Inputs of the interrupt chips that are the back end's: lines 0 to 15 are the ISA interrupts, which lead to the 8259
+    /// pair and the I/O APIC, those above only to the I/O APIC's pin of that number. `None` when it brings neither chip.
+    fn irqs(&self) -> Option<Arc<dyn IrqSink>> {
+        None
+    }
+
+    /// How an ExtINT is acknowledged, when the 8259 is not the back end's: called by processor 0's thread at the moment at
+    /// which it takes the interrupt, with no lock held, for the vector. Set once.
     fn on_ack(&self, ack: Ack);
 
     /// Who hears the end of level-triggered interrupts, when the I/O APIC is not the back end's. Set once.
@@ -100,8 +127,8 @@ pub trait Vm: Send + Sync {
     /// Opens or closes the A20 gate.
     fn set_a20(&self, open: bool);
 
-    /// Makes a processor leave [`Vcpu::run`] soon. From any thread, never lost: if it is not running, its next run ends at
-    /// once.
+    /// Makes a processor leave [`Vcpu::run`] soon. Never lost: if it is not running, its next run ends at once. Several
+    /// kicks may end one run.
     fn kick(&self, vcpu: u32);
 
     /// Called whenever a sleeping processor may have something to do. Set once.
@@ -134,26 +161,42 @@ pub trait Vcpu: Send {
     /// Nothing can wake it but an NMI, INIT or SIPI: HLT with interrupts off, or waiting for a SIPI.
     fn dead(&self) -> bool;
 
-    /// The architectural state.
+    /// Names the fields of [`cpu::Regs`] that the back end cannot reach. `icount` need not be among them: it is ignored
+    /// where instructions are not counted.
+    fn lacks(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The architectural state. Fields that the back end lacks have their power-on values.
     ///
     /// # Errors
-    /// What the back end cannot give, by name.
+    /// What the host refuses, by name.
     fn regs(&self) -> anyhow::Result<cpu::Regs>;
 
     /// Sets the architectural state.
     ///
     /// # Errors
-    /// What the back end cannot take, by name.
+    /// [`Lacking`] when a field that the back end lacks has another value than [`Vcpu::regs`] gives; nothing is set then.
     fn set_regs(&mut self, regs: &cpu::Regs) -> anyhow::Result<()>;
 
     /// Power-on state.
     fn reset(&mut self);
 
+    /// Makes the processor take an exception before its next instruction, as if the instruction at RIP had raised it: with
+    /// the error code, if it has one here, and CR2 set for a page fault. It ends HLT.
+    ///
+    /// # Errors
+    /// What the back end cannot inject (vmm(4) no double fault), or that another exception waits.
+    fn inject(&mut self, exception: cpu::Fault) -> anyhow::Result<()>;
+
     /// An NMI.
     fn nmi(&mut self);
 
-    /// INIT, as the 8042 or port 92 can give it to processor 0.
+    /// INIT, as the 8042 or port 92 can give it to processor 0, or an IPI to any.
     fn init(&mut self);
+
+    /// A SIPI: a processor that waits for it starts at page `vector`; others ignore it.
+    fn sipi(&mut self, vector: u8);
 
     /// Instructions executed, where they are counted.
     fn icount(&self) -> Option<u64>;
@@ -161,7 +204,7 @@ pub trait Vcpu: Send {
     /// All of its state, the local APIC's included.
     ///
     /// # Errors
-    /// What the back end cannot give.
+    /// [`Lacking`] when there are fields that the back end cannot give.
     fn save(&self) -> anyhow::Result<Value>;
 
     /// Takes over a saved state.

@@ -36,6 +36,9 @@ struct Control {
     order: Order,
     /// Threads that have parked for the present pause.
     parked: usize,
+    /// Threads that sleep with processors that nothing wakes, since the count of wakes was the second number: whoever
+    /// slept before has woken or is about to, and looks again.
+    dead: (usize, u64),
     /// Total instructions at which to pause by itself.
     limit: u64,
 }
@@ -94,7 +97,7 @@ impl Runner {
         } else {
             vcpus.into_iter().map(|v| Group::new(vec![v])).collect()
         };
-        let control = Control { order: Order::Pause, parked: 0, limit: u64::MAX };
+        let control = Control { order: Order::Pause, parked: 0, dead: (0, 0), limit: u64::MAX };
         let shared = Arc::new(Shared {
             control: Mutex::new(control),
             changed: Condvar::new(),
@@ -220,6 +223,7 @@ impl Shared {
             let mut c = self.control.lock().unwrap();
             if c.order == Order::Pause {
                 c.parked += 1;
+                c.dead = (0, 0);
                 self.changed.notify_all();
                 while c.order == Order::Pause {
                     c = self.changed.wait(c).unwrap();
@@ -268,9 +272,10 @@ impl Shared {
             }
             let before = vcpus[turn.vcpu].icount();
             let exit = vcpus[turn.vcpu].run(left);
-            let ran = before.zip(vcpus[turn.vcpu].icount()).map_or(left, |(a, b)| b - a);
-            turn.left = turn.left.saturating_sub(ran);
-            idle = if ran > 0 { 0 } else { idle };
+            let ran = before.zip(vcpus[turn.vcpu].icount()).map(|(a, b)| b - a);
+            turn.left = turn.left.saturating_sub(ran.unwrap_or(left));
+            // Where nobody counts, one that halts has not done anything that its neighbours were not woken for.
+            idle = if ran.map_or(exit == Exit::Slice, |n| n > 0) { 0 } else { idle };
             match exit {
                 // With time left it stopped for a timer.
                 Exit::Slice => {}
@@ -296,16 +301,21 @@ impl Shared {
                 continue;
             }
             idle = 0;
-            if vcpus.iter().all(|v| v.dead()) && self.groups.len() == 1 {
-                return Some(Outcome::Halted);
+            let mut c = self.control.lock().unwrap();
+            if vcpus.iter().all(|v| v.dead()) && self.wakes.load(Ordering::SeqCst) == wakes {
+                let others = if c.dead.1 == wakes { c.dead.0 } else { 0 };
+                c.dead = (others + 1, wakes);
+                if c.dead.0 == self.groups.len() {
+                    return Some(Outcome::Halted);
+                }
             }
             let next = self.machine.timers.next();
             if by_instructions && next != u64::MAX {
+                drop(c);
                 self.machine.clock().set(next.max(self.machine.clock().now()));
                 self.machine.timers.run_due();
                 continue;
             }
-            let mut c = self.control.lock().unwrap();
             self.sleepers.fetch_add(1, Ordering::SeqCst);
             while c.order == Order::Run && self.wakes.load(Ordering::SeqCst) == wakes {
                 c = self.changed.wait(c).unwrap();

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use cpu::{ApicBus, Cpu, Engine, ErrorPins, Lapic, LapicState, Regs};
+use cpu::{ApicBus, Cpu, Engine, ErrorPins, Fault, Lapic, LapicState, Regs};
 use emu::{CpuBus, IrqSink, Machine, MsiSink, Timers};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -163,12 +163,21 @@ impl Vcpu for SoftVcpu {
         self.cpu.lapic().reset();
     }
 
+    fn inject(&mut self, exception: Fault) -> anyhow::Result<()> {
+        self.cpu.set_regs(&Regs { exception: Some(exception), halted: false, ..self.cpu.regs() });
+        Ok(())
+    }
+
     fn nmi(&mut self) {
         self.cpu.lapic().nmi();
     }
 
     fn init(&mut self) {
         self.cpu.lapic().request_init();
+    }
+
+    fn sipi(&mut self, vector: u8) {
+        self.cpu.lapic().request_sipi(vector);
     }
 
     fn icount(&self) -> Option<u64> {
