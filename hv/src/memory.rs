@@ -158,6 +158,9 @@ mod tests {
 
     struct Nobody;
     impl Access for Nobody {
+        fn owner(&self) -> &str {
+            "nobody"
+        }
         fn read(&self, _: u32, _: u64, _: u8) -> u64 {
             0
         }
