@@ -2,10 +2,12 @@
 //! remember.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::backend::{Disk, DiskOp, DiskRequest};
 use crate::bus::CpuBus;
 use crate::clock::Clock;
+use crate::completion::Ticket;
 use crate::device::{Backends, Device, DeviceCell, Machine, Model, Params, Slot, SystemEvent};
 use crate::dma::DmaMem;
 use crate::irq::{IrqLine, IrqSink, MsiSink};
@@ -40,6 +42,131 @@ impl Messages {
     /// The messages since the last call.
     pub fn take(&self) -> Vec<(u64, u32)> {
         std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+/// A disk in memory, for the tests of controllers: clones are handles on one disk.
+#[derive(Clone)]
+pub struct BenchDisk(Arc<Mutex<DiskInner>>);
+
+struct DiskInner {
+    ram: Arc<Ram>,
+    bytes: Vec<u8>,
+    read_only: bool,
+    broken: bool,
+    /// While it is held, what was asked for; answered at once otherwise.
+    held: Option<Vec<(DiskRequest, Ticket)>>,
+    flushes: usize,
+}
+
+impl BenchDisk {
+    /// A disk with these contents that moves data from and to the memory of `bench`.
+    pub fn new(bench: &Bench, bytes: Vec<u8>) -> BenchDisk {
+        let ram = bench.machine.space.ram().clone();
+        BenchDisk(Arc::new(Mutex::new(DiskInner {
+            ram,
+            bytes,
+            read_only: false,
+            broken: false,
+            held: None,
+            flushes: 0,
+        })))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, DiskInner> {
+        self.0.lock().unwrap()
+    }
+
+    /// Refuses writes from now on.
+    pub fn protect(&self) {
+        self.inner().read_only = true;
+    }
+
+    /// Fails all requests, or no longer.
+    pub fn set_broken(&self, broken: bool) {
+        self.inner().broken = broken;
+    }
+
+    /// Keeps requests until [`BenchDisk::release`].
+    pub fn hold(&self) {
+        self.inner().held = Some(Vec::new());
+    }
+
+    /// Answers what was held, and all that comes.
+    pub fn release(&self) {
+        let held = self.inner().held.take();
+        held.into_iter().flatten().for_each(|(request, ticket)| self.serve(request, ticket));
+    }
+
+    /// What is on it.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.inner().bytes.clone()
+    }
+
+    /// Replaces what is on it, which may change its size.
+    pub fn set_bytes(&self, bytes: Vec<u8>) {
+        self.inner().bytes = bytes;
+    }
+
+    /// How often it was flushed since the last call.
+    pub fn flushes(&self) -> usize {
+        std::mem::take(&mut self.inner().flushes)
+    }
+
+    fn serve(&self, request: DiskRequest, ticket: Ticket) {
+        let answer = self.inner().attempt(request);
+        ticket.finish(answer.is_some(), answer.unwrap_or_default());
+    }
+}
+
+impl DiskInner {
+    /// `None`: it failed.
+    fn attempt(&mut self, request: DiskRequest) -> Option<Vec<u8>> {
+        if self.broken {
+            return None;
+        }
+        let mut at = usize::try_from(request.offset).ok()?;
+        match request.op {
+            DiskOp::Read(iov) => {
+                for (addr, len) in iov.parts() {
+                    self.ram.write(*addr, self.bytes.get(at..at + *len as usize)?);
+                    at += *len as usize;
+                }
+            }
+            DiskOp::Write(iov) => {
+                for (addr, len) in iov.parts() {
+                    self.ram.read(*addr, self.bytes.get_mut(at..at + *len as usize)?);
+                    at += *len as usize;
+                }
+            }
+            DiskOp::ReadBytes(len) => return Some(self.bytes.get(at..at + len as usize)?.to_vec()),
+            DiskOp::WriteBytes(data) => self.bytes.get_mut(at..at + data.len())?.copy_from_slice(&data),
+            DiskOp::Flush => self.flushes += 1,
+            DiskOp::Discard(_) => {}
+        }
+        Some(Vec::new())
+    }
+}
+
+impl Disk for BenchDisk {
+    fn size(&self) -> u64 {
+        self.inner().bytes.len() as u64
+    }
+
+    fn read_only(&self) -> bool {
+        self.inner().read_only
+    }
+
+    fn submit(&mut self, request: DiskRequest, ticket: Ticket) {
+        if let Some(held) = &mut self.inner().held {
+            return held.push((request, ticket));
+        }
+        self.serve(request, ticket);
+    }
+
+    fn cancel(&mut self) {
+        let dropped = self.inner().held.as_mut().map(std::mem::take);
+        drop(dropped);
     }
 }
 
