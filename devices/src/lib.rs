@@ -4,3 +4,5 @@
 //! configuration keys and constructs it. Folders follow the kind of device: `net/`, `storage/`, `video/`, `audio/`,
 //! `usb/`, `virtio/`. Nothing in this crate can reach a hypervisor, a file or a socket: disks, networks, consoles and
 //! screens come in as the backend traits of `emu`.
+
+pub mod storage;
