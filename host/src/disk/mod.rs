@@ -1,0 +1,168 @@
+//! Disks: images opened for one machine, and the thread that does a disk's work.
+//!
+//! An [`Image`] is opened, and locked, before there is a machine; [`Image::attach`] makes a back end of it once guest
+//! memory exists. Each disk has a worker of its own that takes its requests one after the other, so a flush comes
+//! after all that was written before it.
+//!
+//! Images are raw: byte `n` of the disk is byte `n` of a file or a block device, or of memory for disks that are
+//! forgotten with the machine. A disk consists of sectors of 512 bytes. A file that ends within one is a disk with
+//! that sector, whose missing bytes read as zeros; the file grows to the whole sector when the guest writes it.
+//!
+//! Two machines never write one image: a writer locks it alone, readers lock it together (flock(2), which other
+//! programs may disregard). When the host fails a request the guest sees a device error and the log says why.
+
+mod raw;
+mod worker;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use emu::backend::Disk;
+use emu::{IoVec, Ram};
+
+use raw::Raw;
+use worker::Worker;
+
+/// Bytes in a sector.
+const SECTOR: u64 = 512;
+/// Bytes that are copied at a time where guest memory cannot be read into.
+const BOUNCE: u64 = 64 << 10;
+
+/// Where a disk's bytes are.
+trait Store: Send {
+    /// Bytes, whole sectors.
+    fn size(&self) -> u64;
+
+    fn read_only(&self) -> bool;
+
+    /// Reads all of `buf`.
+    fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Writes all of `data`.
+    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Puts on stable storage what was written.
+    fn flush(&mut self) -> io::Result<()>;
+
+    /// Reads into guest memory.
+    fn read_guest(&mut self, offset: u64, ram: &Ram, to: &IoVec) -> io::Result<()> {
+        bounce(offset, to, |at, addr, buf| {
+            self.read(at, buf)?;
+            ram.write(addr, buf);
+            Ok(())
+        })
+    }
+
+    /// Writes from guest memory.
+    fn write_guest(&mut self, offset: u64, ram: &Ram, from: &IoVec) -> io::Result<()> {
+        bounce(offset, from, |at, addr, buf| {
+            ram.read(addr, buf);
+            self.write(at, buf)
+        })
+    }
+}
+
+/// Goes through a request's memory in steps: place on the disk, place in memory, and a buffer for the bytes.
+fn bounce(
+    offset: u64,
+    iov: &IoVec,
+    mut f: impl FnMut(u64, emu::RamAddr, &mut [u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut buf = vec![0; BOUNCE.min(iov.len()) as usize];
+    let mut at = offset;
+    for (addr, len) in iov.parts() {
+        let mut done = 0;
+        while done < *len {
+            let n = BOUNCE.min(len - done);
+            f(at, emu::RamAddr(addr.0 + done), &mut buf[..n as usize])?;
+            at += n;
+            done += n;
+        }
+    }
+    Ok(())
+}
+
+/// A disk that is forgotten with the machine.
+struct Memory(Vec<u8>);
+
+impl Memory {
+    fn range(&mut self, offset: u64, len: usize) -> io::Result<&mut [u8]> {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let to = from.saturating_add(len);
+        self.0.get_mut(from..to).ok_or_else(|| io::Error::other("past the end of the disk"))
+    }
+}
+
+impl Store for Memory {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        buf.copy_from_slice(self.range(offset, buf.len())?);
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.range(offset, data.len())?.copy_from_slice(data);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How an image is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImageOptions {
+    /// Refuse writes.
+    pub read_only: bool,
+    /// Each write is on stable storage before the guest hears of its end.
+    pub write_through: bool,
+}
+
+/// A disk image that belongs to this process until it is dropped.
+pub struct Image {
+    name: String,
+    store: Box<dyn Store>,
+    write_through: bool,
+}
+
+impl Image {
+    /// Opens and locks a raw image, a file or a block device.
+    ///
+    /// # Errors
+    /// When it cannot be opened as `options` say, or another process has it; the message names the file.
+    pub fn open(path: &Path, options: ImageOptions) -> Result<Image> {
+        let name = path.display().to_string();
+        let store = Raw::open(path, options.read_only).with_context(|| name.clone())?;
+        Ok(Image { name, store: Box::new(store), write_through: options.write_through })
+    }
+
+    /// A disk in memory with these contents, filled up to a whole sector.
+    pub fn memory(name: &str, mut bytes: Vec<u8>) -> Image {
+        bytes.resize(bytes.len().next_multiple_of(SECTOR as usize), 0);
+        Image { name: name.to_owned(), store: Box::new(Memory(bytes)), write_through: false }
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.store.size()
+    }
+
+    /// Makes it a back end that moves data from and to `ram`.
+    ///
+    /// # Errors
+    /// When the host has no thread for it.
+    pub fn attach(self, ram: &Arc<Ram>) -> Result<Box<dyn Disk>> {
+        let name = self.name.clone();
+        Ok(Box::new(Worker::start(self, ram.clone()).with_context(|| name)?))
+    }
+}
