@@ -7,6 +7,8 @@ use boot::platform::{
     AcpiVersion, Chassis, Cpu, Hpet as HpetInfo, Identity, IoApic as IoApicInfo, IsaOverride, IsaPort, Link, Pci,
     Pin as RoutePin, Platform, Pm, Polarity, Processor, Route, Router, Smi, Trigger,
 };
+use devices::storage::{IdeUnit, PiixIde, PiixIdeKind};
+use emu::backend::Disk;
 use emu::{Backends, Backing, Bdf, DeviceCell, Event, IrqLine, IrqSink, Machine, Pin, RamAddr, Rights};
 use hv::Vm;
 use lpc::{
@@ -63,6 +65,15 @@ impl Kind {
         match self {
             Kind::Pc | Kind::I440bx => dev.wrapping_sub(1).wrapping_add(pin) & 3,
             Kind::Bhyve => lpc_bhyve::pirq_of(dev, pin),
+        }
+    }
+
+    /// bhyve's board has none.
+    pub fn ide(self) -> Option<PiixIdeKind> {
+        match self {
+            Kind::Pc => Some(PiixIdeKind::Piix3),
+            Kind::I440bx => Some(PiixIdeKind::Piix4),
+            Kind::Bhyve => None,
         }
     }
 
@@ -182,6 +193,18 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
         part("fw-cfg", None, Box::new(move |s| Ok(FwCfg::create(s, items))))?;
     }
     Ok(Board { pm })
+}
+
+/// Puts in the IDE function of the boards that have one, with `units` and their disks on its channels.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn ide(machine: &Arc<Machine>, kind: Kind, units: [IdeUnit; 4], disks: Vec<Option<Box<dyn Disk>>>) -> Result<()> {
+    let Some(piix) = kind.ide() else { return Ok(()) };
+    let bdf = Some(Bdf::new(kind.isa_bridge(), 1));
+    let backends = Backends { disks, ..Backends::default() };
+    machine.plug_with("ide", bdf, backends, |s| PiixIde::create(s, piix, units)).map_err(|e| anyhow!(e))?;
+    Ok(())
 }
 
 /// What firmware made for QEMU's machine of this kind looks for.

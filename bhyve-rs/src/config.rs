@@ -10,9 +10,8 @@ use emu::backend::Chardev;
 use host::console::{self, ConsoleSpec, Description};
 use host::{ConsoleCommand, Io};
 
-use crate::board;
-use crate::processor;
 use crate::vm::{Handle, Kernel, Order, Spec};
+use crate::{board, drives, processor};
 
 /// The words of this version.
 struct Words;
@@ -24,13 +23,14 @@ impl Catalogue for Words {
             "board" => vec!["440fx", "440bx", "bhyve"],
             "cpu" => processor::models(),
             "cpu-feature" => processor::features(),
+            "disk" | "cd" => vec!["ide"],
             _ => Vec::new(),
         }
     }
 }
 
 /// Sections whose devices this version does not have yet.
-const NOT_YET: [&str; 4] = ["disk", "cd", "floppy", "nic"];
+const NOT_YET: [&str; 2] = ["floppy", "nic"];
 
 /// 1 January 2026, when nothing real may show.
 const FIXED_START: i64 = 1_767_225_600;
@@ -73,6 +73,7 @@ pub fn check(draft: &Draft, has_kernel: bool) -> Result<Node, Errors> {
             Error::new(n.origin(), format!("{section}.{}", n.index()), say("this version has no such devices yet"))
         }));
     }
+    errors.extend(drives::check(&node, board_kind(&node)));
     let boot = node.child("boot");
     if boot.is_given("firmware") {
         errors.push(boot.error("firmware", say("external firmware is not supported by this version yet")));
@@ -117,6 +118,15 @@ pub fn kernel(node: &Node) -> Result<Kernel> {
     })
 }
 
+/// The board that a checked configuration asks for.
+fn board_kind(node: &Node) -> board::Kind {
+    match (node.maybe::<&str>("board"), node.text("profile")) {
+        (Some("440bx"), _) => board::Kind::I440bx,
+        (Some("bhyve"), _) | (None, "bhyve") => board::Kind::Bhyve,
+        _ => board::Kind::Pc,
+    }
+}
+
 /// The machine that a checked configuration describes, with this kernel.
 ///
 /// # Errors
@@ -126,11 +136,7 @@ pub fn spec(node: &Node, kernel: Kernel, plain: bool) -> Result<Spec> {
     Ok(Spec {
         cpus: node.int("cpus") as u32,
         memory: node.size("memory").next_multiple_of(4096),
-        board: match (node.maybe::<&str>("board"), node.text("profile")) {
-            (Some("440bx"), _) => board::Kind::I440bx,
-            (Some("bhyve"), _) | (None, "bhyve") => board::Kind::Bhyve,
-            _ => board::Kind::Pc,
-        },
+        board: board_kind(node),
         model: processor::model(node).map_err(Errors)?,
         plain,
         instruction_clock,

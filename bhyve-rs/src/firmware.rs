@@ -60,6 +60,11 @@ pub fn assign(machine: &Arc<Machine>, platform: &Platform) -> Result<()> {
                     f.write(0x80, 1, 1);
                 }
             }
+            // IDE: both channels decode their ports.
+            0x7010_8086 | 0x7111_8086 => {
+                f.write(0x40, 4, 0x8000_8000);
+                f.write(0x04, 2, f.read(0x04, 2) | 4);
+            }
             // Host bridges: the BIOS area is shadowed and write protected.
             0x1237_8086 | 0x7190_8086 | 0x7192_8086 => f.write(0x59, 1, 0x10),
             _ => {}

@@ -2,6 +2,7 @@
 
 mod board;
 mod config;
+mod drives;
 mod entry;
 mod firmware;
 mod log;
@@ -22,6 +23,7 @@ use host::control::{self, Members};
 use host::{EndSignal, Io};
 use serde_json::json;
 
+use crate::drives::Drives;
 use crate::remote::Verb;
 use crate::vm::{Connections, Ended, Handle, Instance, Order, Spec};
 use crate::watch::Watch;
@@ -179,7 +181,7 @@ fn run(args: &RunArgs, dir: &Path) -> Result<Ended> {
             spec.stay = args.options.stay || args.options.background;
             // A machine that nobody configured has no name by which others could find it.
             let named = args.config.is_some() || args.set.iter().any(|s| s.starts_with("name="));
-            start(&spec, &node, &args.options, named.then_some(dir))
+            start(&spec, &node, drives::open(&node)?, &args.options, named.then_some(dir))
         }
         Err(errors) => {
             eprintln!("{errors}");
@@ -202,7 +204,9 @@ fn demo(options: &RunOptions) -> Result<Ended> {
         };
         let mut spec = config::spec(&node, kernel, options.plain)?;
         spec.rtc_start = config::now();
-        let ended = start(&spec, &node, options, None)?;
+        let mut drives = Drives::default();
+        drives.disk(demo_disk());
+        let ended = start(&spec, &node, drives, options, None)?;
         // Its power-off is the demo's success.
         Ok(if ended == Ended::PowerOff { Ended::Reboot } else { ended })
     }
@@ -211,6 +215,14 @@ fn demo(options: &RunOptions) -> Result<Ended> {
         let _ = options;
         anyhow::bail!("this build has no embedded demo guest: it needs an x86-64 host; try --kernel")
     }
+}
+
+/// A disk for the demo guest to find: 4 MiB that look like a boot disk and hold a pattern it can check.
+#[cfg(probe)]
+fn demo_disk() -> host::disk::Image {
+    let mut bytes: Vec<u8> = (0..4u32 << 20).map(|n| (n ^ n >> 9) as u8).collect();
+    bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+    host::disk::Image::memory("the demo's disk", bytes)
 }
 
 fn info() -> Result<Ended> {
@@ -254,7 +266,7 @@ fn facts(spec: &Spec, node: &Node, consoles: &config::Consoles) -> Members {
 }
 
 /// Runs a machine to its end, with a control socket if there is a directory for it.
-fn start(spec: &Spec, node: &Node, options: &RunOptions, dir: Option<&Path>) -> Result<Ended> {
+fn start(spec: &Spec, node: &Node, drives: Drives, options: &RunOptions, dir: Option<&Path>) -> Result<Ended> {
     let begun = Instant::now();
     log::start(&options.trace);
     let orders = vm::orders();
@@ -270,7 +282,7 @@ fn start(spec: &Spec, node: &Node, options: &RunOptions, dir: Option<&Path>) -> 
     let facts = facts(spec, node, &consoles);
     let serial = std::mem::take(&mut consoles.devices);
     let watch = (options.stats || !options.trace.is_empty()).then(|| Watch::new(&options.trace));
-    let mut instance = Instance::new(spec, &hv::Soft, Connections { io, serial, orders }, watch.as_ref())?;
+    let mut instance = Instance::new(spec, &hv::Soft, Connections { io, serial, drives, orders }, watch.as_ref())?;
     if let Some(watch) = &watch {
         watch.check()?;
     }

@@ -17,6 +17,7 @@ use hv::{Hypervisor, Outcome, Runner, VmConfig};
 use lpc::Ns16550;
 
 use crate::board::{self, Board};
+use crate::drives::Drives;
 use crate::firmware;
 use crate::processor::LOW_LIMIT;
 use crate::state::Paused;
@@ -195,6 +196,8 @@ pub struct Connections {
     pub io: Arc<Io>,
     /// The backends of COM1 and on.
     pub serial: Vec<Option<Box<dyn Chardev>>>,
+    /// What hangs on its IDE controller.
+    pub drives: Drives,
     /// Its orders.
     pub orders: (Handle, Inbox),
 }
@@ -210,11 +213,11 @@ impl Instance {
         connections: Connections,
         watch: Option<&Arc<Watch>>,
     ) -> Result<Instance> {
-        let Connections { io, serial, orders: (Handle(tx), Inbox(messages)) } = connections;
+        let Connections { io, serial, drives, orders: (Handle(tx), Inbox(messages)) } = connections;
         let low = spec.memory.min(LOW_LIMIT);
         let ram = Arc::new(Ram::new(spec.memory + (64 << 20)).context("cannot reserve guest memory")?);
         let block = ram.alloc("ram", spec.memory).context("cannot allocate guest memory")?;
-        let space = AddressSpace::new(ram);
+        let space = AddressSpace::new(ram.clone());
         for (base, len, at) in
             [(0, 0xa_0000, 0), (0x10_0000, low.saturating_sub(0x10_0000), 0x10_0000), (1 << 32, spec.memory - low, low)]
         {
@@ -238,6 +241,14 @@ impl Instance {
             uuid: spec.uuid,
         };
         let board = board::build(&machine, &vm, &parts)?;
+        let shape = format!(
+            "{} processors {}, {} bytes of memory, board {:?}, drives {drives}",
+            spec.cpus,
+            spec.model.identity(),
+            spec.memory,
+            spec.board
+        );
+        board::ide(&machine, spec.board, drives.units, drives.attach(&ram)?)?;
         let ports: Vec<IsaPort> = COM[..serial.len().min(4)].to_vec();
         let mut uarts = Vec::new();
         for (n, (port, chardev)) in ports.iter().zip(serial).enumerate() {
@@ -285,13 +296,7 @@ impl Instance {
             tables: pieces,
             ram: block.start,
             low,
-            shape: format!(
-                "{} processors {}, {} bytes of memory, board {:?}",
-                spec.cpus,
-                spec.model.identity(),
-                spec.memory,
-                spec.board
-            ),
+            shape,
             stay: spec.stay,
             resets: 0,
             messages: Some(messages),
