@@ -12,8 +12,8 @@
 
 use crate::feature::Features;
 use crate::insn::{
-    BLOCK, DS, Dec, END, HALF, Handler, Insn, LOCK, Mode, NEXT, OSIZE_SHIFT, RBP, RBX, RDI, REP, REPNE, RSI, RSP, Res,
-    SS, Select, ZERO,
+    BLOCK, DS, Dec, END, HALF, Handler, Insn, Mode, NEXT, OSIZE_SHIFT, RBP, RBX, RDI, REP, REPNE, RSI, RSP, Res, SS,
+    Select, ZERO,
 };
 use crate::state::Cpu;
 use crate::{exec, fpu, isa, sse, sys};
@@ -158,12 +158,13 @@ impl Cursor<'_> {
 /// [`decode_for`] a processor that has everything.
 #[cfg(test)]
 pub(crate) fn decode(bytes: &[u8], mode: Mode) -> Result<Insn, DecodeError> {
-    decode_for(bytes, mode, Features::ALL)
+    decode_for(bytes, mode, Features::ALL, None)
 }
 
-/// Decodes the instruction at the start of `bytes` for a processor with these features in `mode`. [`Insn::next`] is its length: it stands
-/// alone in its block until [`rebase`] moves it. `bytes` need not be more than 15.
-pub(crate) fn decode_for(bytes: &[u8], mode: Mode, features: Features) -> Result<Insn, DecodeError> {
+/// Decodes the instruction at the start of `bytes` for a processor with these features in `mode`. [`Insn::next`] is its
+/// length: it stands alone in its block until [`rebase`] moves it. `bytes` need not be more than 15. If a Jcc with condition
+/// `jcc` follows, the handler may do the work of both.
+pub(crate) fn decode_for(bytes: &[u8], mode: Mode, features: Features, jcc: Option<u8>) -> Result<Insn, DecodeError> {
     let mut c = Cursor { bytes, at: 0 };
     let long = mode.has(Mode::LONG);
     let mut d = Dec { mode, segment: NO_SEGMENT, ..Dec::default() };
@@ -288,10 +289,12 @@ pub(crate) fn decode_for(bytes: &[u8], mode: Mode, features: Features) -> Result
             0xf2 => REPNE,
             0xf3 => REP,
             _ => 0,
-        }
-        | if d.lock { LOCK } else { 0 };
+        };
     let select = family(&d);
-    let exec = select(&mut i, &d);
+    let mut exec = select(&mut i, &d);
+    if let (Some(condition), Some(alone)) = (jcc, exec) {
+        exec = exec::select_fused(&i, &d, condition).or(Some(alone));
+    }
     Ok(finish(i, &d, c.at, exec))
 }
 
@@ -303,6 +306,8 @@ fn finish(mut i: Insn, d: &Dec, len: usize, exec: Option<Handler>) -> Insn {
         Some(exec) => i.exec = exec,
         None => {
             i.exec = undefined;
+            // Whatever it looked like, it does what UD2 does.
+            i.op = 0x0f0b;
             i.flags = d.asize | d.osize << OSIZE_SHIFT | END;
         }
     }

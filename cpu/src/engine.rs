@@ -1,31 +1,40 @@
 //! The engine: decoded blocks, cached by the memory they came from.
 //!
-//! A block is a run of instructions of one page that ends with the first that may transfer control or change what follows
-//! (`END`), at the page's end, or after 32. Its key is the arena address of its first byte and the mode bits that decoding
-//! and the choice of handlers depend on, so aliases share blocks and remapping needs no flush. Blocks whose end leads into
-//! the same page are chained: the distance is the same wherever the page is mapped.
+//! A block is a run of instructions of one page that ends with the first that may transfer control or change what
+//! follows (`END`), at the page's end, or after 32. Its key is the arena address of its first byte and the mode bits
+//! that decoding and the choice of handlers depend on, so aliases share blocks and remapping needs no flush. Blocks
+//! whose end leads into the same page are chained: the distance is the same wherever the page is mapped.
 //!
-//! Only the last instruction of a block may touch a device or overwrite decoded code; it has seen the clock and the
-//! interrupt state that the plain interpreter would show it. Any other that tries is stopped before it has had an effect
-//! ([`Why::Alone`]), the place is remembered, and the block is built again so that it ends there. Thus interrupts arrive at
-//! the same instruction as under [`Cpu::run_plain`], which is what the lock-step test checks.
+//! The handler of an instruction ends by a jump to the next one's ([`crate::insn::go_on`]); the last one's returns.
+//! What stands between instructions: a relay before one whose handler knows nothing of this, a gate before one that may
+//! touch devices.
 //!
-//! A second tier that compiles hot blocks takes the place of [`execute`]: a block is entered at one place, in one mode,
-//! with its instruction count known, and says at which instruction it stopped.
+//! Only the last instruction of a block may touch a device or overwrite decoded code, and only behind a gate; it has
+//! seen the clock and the interrupt state that the plain interpreter would show it. Any other that tries is stopped
+//! before it has had an effect ([`Why::Alone`]), the place is remembered, and the block is built again so that it ends
+//! there, with a gate. Thus interrupts arrive at the same instruction as under [`Cpu::run_plain`], which is what the
+//! lock-step test checks. Blocks without a gate, most by far, run on with no look at anything but what other threads
+//! may have brought about.
+//!
+//! A second tier that compiles hot blocks takes the place of the first handler of a block: a block is entered at one
+//! place, in one mode, with its instruction count known, and says at which instruction it stopped.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use emu::{PAGE_SIZE, RamAddr, Timers};
 
-use crate::decode::decode_for;
+use crate::decode::{decode_for, rebase};
+use crate::feature::Features;
 use crate::flags::RF;
-use crate::insn::{BLOCK, END, Insn, Mode, Stop};
+use crate::insn::{BLOCK, END, Insn, Mode, OSIZE_SHIFT, PLAIN, Stop};
 use crate::run::Exit;
 use crate::state::{Cpu, Why};
 
 /// Most instructions in a block.
 const MAX_OPS: usize = 32;
+/// Most entries of the arena that a block takes: a relay for each instruction, a gate and the end.
+const MAX_SLOTS: usize = 2 * MAX_OPS + 2;
 /// Decoded instructions held; all are dropped when there is no room (a Linux boot needs about 400 K).
 const ARENA: usize = 512 << 10;
 const TABLE: usize = 1 << 16;
@@ -43,20 +52,32 @@ struct Link {
 
 const NO_LINK: Link = Link { delta: 0, block: NONE, stamp: 0 };
 
+/// What the last instruction of a block may have brought about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Nothing.
+    Near,
+    /// What devices can: interrupts, timers, another map, code that is out of date; but no change of mode or translation.
+    Device,
+    /// Anything.
+    Any,
+}
+
+#[repr(align(64))]
 struct Block {
     /// Arena address of the first byte.
     start: u64,
-    /// Index of the first instruction.
+    /// Index of the first entry in the arena.
     first: u32,
+    /// Instructions.
     count: u16,
     /// Bytes.
     len: u16,
-    mode: Mode,
-    /// It ends with a near branch or none: nothing but the attention word, the map and stale code can have changed.
-    pure: bool,
+    links: [Link; 2],
     /// Counts the uses of this place in the pool.
     stamp: u32,
-    links: [Link; 2],
+    mode: Mode,
+    end: End,
 }
 
 /// The code cache of a machine, shared by the processors that one thread runs in turn.
@@ -94,11 +115,21 @@ fn slot(start: u64, mode: Mode) -> usize {
     (h >> 48) as usize & (TABLE - 1)
 }
 
-/// Near branches: they change nothing but RIP, RSP and memory.
-fn is_pure(last: &Insn) -> bool {
-    last.flags & END == 0
-        || matches!(last.op, 0x70..=0x7f | 0x0f80..=0x0f8f | 0xe0..=0xe3 | 0xe8 | 0xe9 | 0xeb | 0xc2 | 0xc3)
-        || last.op == 0xff && matches!(last.reg & 7, 2 | 4)
+fn end_of(last: &Insn) -> End {
+    match last.op {
+        _ if last.flags & END == 0 => End::Near,
+        0x70..=0x7f | 0x0f80..=0x0f8f | 0xe0..=0xe3 | 0xe8 | 0xe9 | 0xeb | 0xc2 | 0xc3 => End::Near,
+        0xff if matches!(last.reg & 7, 2 | 4) => End::Near,
+        // REP, IN and OUT, RDTSC.
+        0x6c..=0x6f | 0xa4..=0xa7 | 0xaa..=0xaf | 0xe4..=0xe7 | 0xec..=0xef | 0x0f31 => End::Device,
+        _ => End::Any,
+    }
+}
+
+/// The condition of a Jcc in flat code.
+fn fusible(i: &Insn, mode: Mode) -> Option<u8> {
+    let flat = mode.has(Mode::LONG) || mode.has(Mode::FLAT) && mode.has(Mode::STACK32) && i.flags >> OSIZE_SHIFT != 0;
+    (flat && matches!(i.op, 0x70..=0x7f | 0x0f80..=0x0f8f)).then_some(i.op as u8 & 15)
 }
 
 impl Engine {
@@ -121,6 +152,7 @@ impl Engine {
     pub fn run(&mut self, cpu: &mut Cpu, limit: u64, timers: &Timers) -> Exit {
         cpu.begin_slice();
         loop {
+            cpu.publish_clock();
             let stop_at = limit.min(cpu.next_timer(timers));
             if cpu.icount >= stop_at {
                 return Exit::Limit;
@@ -153,29 +185,41 @@ impl Engine {
     /// Runs block `b` and what it is chained to, until the loop above has something to look at.
     fn run_blocks(&mut self, cpu: &mut Cpu, mut b: u32, stop_at: u64, timers: &Timers) -> Option<Exit> {
         let next_timer = timers.next();
+        self.ops.as_ptr().expose_provenance();
+        cpu.rflags &= !RF;
+        cpu.may_io = false;
         loop {
             let block = &self.blocks[b as usize];
             let count = u64::from(block.count);
             if cpu.icount + count > stop_at {
-                return cpu.execute_one();
+                return if cpu.icount < stop_at { cpu.execute_one() } else { None };
             }
             let start = cpu.rip;
             cpu.gpr[BLOCK as usize] = start;
             cpu.rip = cpu.cut_rip(start.wrapping_add(u64::from(block.len)));
-            cpu.rflags &= !RF;
             cpu.icount += count;
-            let ops = &self.ops[block.first as usize..][..block.count as usize];
-            if let Err(at) = execute(cpu, ops) {
-                return self.unwind(cpu, b, start, at);
+            let first = &self.ops[block.first as usize];
+            if (first.exec)(cpu, first).is_err() {
+                return self.unwind(cpu, b, start);
             }
-            // A last instruction that touched a device may have brought any of these about, whatever instruction it was.
-            let moved = cpu.map_moved() || timers.next() != next_timer || !cpu.smc.is_empty();
-            if !block.pure || moved || cpu.attention() || cpu.bus.ram().stale() || cpu.icount >= stop_at {
+            if cpu.attention() || cpu.bus.ram().stale() {
                 return None;
             }
             let delta = cpu.rip.wrapping_sub(start);
-            match self.linked(b, delta) {
+            let mut linked = self.linked(b, delta);
+            if block.end != End::Near {
+                if cpu.map_moved() || timers.next() != next_timer || cpu.has_work() {
+                    return None;
+                }
+                cpu.rflags &= !RF;
+                cpu.may_io = false;
+                if block.end == End::Any {
+                    linked = None;
+                }
+            }
+            match linked {
                 Some(next) => b = next,
+                None if cpu.icount >= stop_at => return None,
                 None => match self.find_from(cpu, b, delta) {
                     Found::Block(next) => {
                         b = next;
@@ -212,6 +256,7 @@ impl Engine {
         let target = &self.blocks[to as usize];
         let source = &self.blocks[from as usize];
         let near = target.start.wrapping_sub(source.start) == delta && target.mode == source.mode;
+        let near = near && source.end != End::Any;
         if !near || target.start / PAGE_SIZE != source.start / PAGE_SIZE {
             return;
         }
@@ -221,11 +266,14 @@ impl Engine {
         links[0] = link;
     }
 
-    /// Instruction `at` of block `b`, which started at RIP `start`, stopped.
+    /// An instruction of block `b`, which started at RIP `start`, stopped.
     #[cold]
-    fn unwind(&mut self, cpu: &mut Cpu, b: u32, start: u64, at: usize) -> Option<Exit> {
+    fn unwind(&mut self, cpu: &mut Cpu, b: u32, start: u64) -> Option<Exit> {
         let block = &self.blocks[b as usize];
-        let op = &self.ops[block.first as usize + at];
+        let mut ops = self.ops[block.first as usize..].iter().filter(|i| i.is_real()).enumerate();
+        let (stopped, last) = (std::mem::take(&mut cpu.stopped), usize::from(block.count) - 1);
+        // The last one does not say that it was it.
+        let (at, op) = ops.find(|(n, i)| std::ptr::from_ref(*i).addr() == stopped || *n == last)?;
         let offset = u64::from(op.next) - u64::from(op.len);
         cpu.icount -= u64::from(block.count) - at as u64;
         if cpu.why == Why::Alone {
@@ -276,39 +324,55 @@ impl Engine {
     /// Decodes the block at arena address `at`. `None` when its first instruction does not lie in one page.
     #[cold]
     fn build(&mut self, cpu: &mut Cpu, at: u64, mode: Mode) -> Option<u32> {
-        if self.ops.len() + MAX_OPS > ARENA {
+        if self.ops.len() + MAX_SLOTS > ARENA {
             self.drop_all(cpu);
         }
         let mut bytes = [0; MAX_OPS * 15];
         let room = ((PAGE_SIZE - at % PAGE_SIZE) as usize).min(bytes.len());
         cpu.bus.ram().read(RamAddr(at), &mut bytes[..room]);
         let first = self.ops.len();
-        let mut len = 0;
-        while self.ops.len() - first < MAX_OPS && len < room {
-            let end = room.min(len + 15);
-            let Ok(mut insn) = decode_for(&bytes[len..end], mode, cpu.model.features) else { break };
-            if !crate::decode::rebase(&mut insn, len as u16) {
+        let (mut count, mut len, mut end) = (0, 0, End::Near);
+        let (mut open, features) = (true, cpu.model.features);
+        while open && count < MAX_OPS && len < room {
+            let room = room.min(len + 15);
+            let Ok(mut insn) = decode_for(&bytes[len..room], mode, features, None) else { break };
+            if !rebase(&mut insn, len as u16) {
                 break;
             }
-            let place = at + len as u64;
-            len += insn.len as usize;
+            end = end_of(&insn);
+            if self.alone.contains(&(at + len as u64)) && end == End::Near {
+                end = End::Device;
+            }
+            open = insn.flags & END == 0 && end == End::Near;
+            if end != End::Near {
+                self.ops.push(Insn::GATE);
+            } else if insn.flags & (END | PLAIN) == PLAIN {
+                self.ops.push(Insn::RELAY);
+            }
+            if let Some(condition) = fusible(&insn, mode)
+                && count > 0
+            {
+                self.fuse(&bytes[..len], mode, features, condition);
+            }
             self.ops.push(insn);
-            if insn.flags & END != 0 || self.alone.contains(&place) {
-                break;
-            }
+            count += 1;
+            len += insn.len as usize;
         }
-        if self.ops.len() == first {
+        if count == 0 {
             return None;
+        }
+        if self.ops[self.ops.len() - 1].flags & END == 0 {
+            self.ops.push(Insn::DONE);
         }
         let block = Block {
             start: at,
             first: first as u32,
-            count: (self.ops.len() - first) as u16,
+            count: count as u16,
             len: len as u16,
-            mode,
-            pure: is_pure(&self.ops[self.ops.len() - 1]),
-            stamp: 0,
             links: [NO_LINK; 2],
+            stamp: 0,
+            mode,
+            end,
         };
         let n = match self.free.pop() {
             Some(n) => {
@@ -331,6 +395,17 @@ impl Engine {
             cpu.drop_write_tags(page);
         }
         Some(n)
+    }
+
+    /// Gives the instruction before a Jcc, the last in the arena and in `bytes`, a handler that does the work of both.
+    fn fuse(&mut self, bytes: &[u8], mode: Mode, features: Features, condition: u8) {
+        let Some(before) = self.ops.last_mut() else { return };
+        let offset = before.next - u16::from(before.len);
+        if let Ok(mut both) = decode_for(&bytes[usize::from(offset)..], mode, features, Some(condition))
+            && rebase(&mut both, offset)
+        {
+            *before = both;
+        }
     }
 
     /// Brings processor and cache in agreement about code that was written, and about pages that hold code.
@@ -414,19 +489,4 @@ impl Engine {
 fn lines(offset: u64, len: u64) -> u64 {
     let (first, last) = (offset / 64, (offset + len - 1) / 64);
     u64::MAX << first & u64::MAX >> (63 - last.min(63))
-}
-
-/// Executes instructions; `Err` with the index of the one that stopped.
-#[inline(always)]
-fn execute(cpu: &mut Cpu, ops: &[Insn]) -> Result<(), usize> {
-    let last = ops.len() - 1;
-    cpu.may_io = false;
-    for (n, op) in ops[..last].iter().enumerate() {
-        if (op.exec)(cpu, op).is_err() {
-            return Err(n);
-        }
-    }
-    cpu.may_io = true;
-    cpu.publish_clock();
-    (ops[last].exec)(cpu, &ops[last]).map_err(|_| last)
 }

@@ -9,7 +9,7 @@ pub struct Stop;
 /// What a handler returns.
 pub type Res<T = ()> = Result<T, Stop>;
 
-/// Executes an instruction.
+/// Executes an instruction, and those behind it up to the end of their run; see [`go_on`].
 pub type Handler = fn(&mut Cpu, &Insn) -> Res;
 
 /// A decoded instruction: half a cache line.
@@ -63,10 +63,121 @@ pub const REP: u8 = 0x04;
 pub const REPNE: u8 = 0x08;
 /// The instruction ends a block: it may transfer control, change what follows means, or must be seen by the run loop.
 pub const END: u8 = 0x10;
-/// LOCK prefix.
-pub const LOCK: u8 = 0x20;
+/// The handler executes but this one instruction, where others go on with the next.
+pub const PLAIN: u8 = 0x20;
 /// Shift of the operand size in [`Insn::flags`], 0 for 16 bits, 1 for 32, 2 for 64 (of what is not in the handler's type).
 pub const OSIZE_SHIFT: u32 = 6;
+
+/// [`Insn::op`] of what stands between instructions and is none.
+const NONE: u16 = 0xffff;
+
+impl Insn {
+    /// Behind the last instruction of a run that does not end it by itself.
+    pub(crate) const DONE: Insn = Insn {
+        exec: done,
+        imm: 0,
+        disp: 0,
+        base: ZERO,
+        index: ZERO,
+        scale: 0,
+        seg: DS,
+        reg: 0,
+        rm: 0,
+        len: 0,
+        flags: END,
+        next: 0,
+        op: NONE,
+    };
+
+    /// Before an instruction whose handler is [`PLAIN`].
+    pub(crate) const RELAY: Insn = Insn { exec: relay, ..Insn::DONE };
+
+    /// Before the last instruction of a run if it may touch devices.
+    pub(crate) const GATE: Insn = Insn { exec: gate, ..Insn::DONE };
+
+    /// Whether this is an instruction of the guest's.
+    pub(crate) fn is_real(&self) -> bool {
+        self.op != NONE
+    }
+
+    /// Executes this instruction alone.
+    pub(crate) fn execute(self, cpu: &mut Cpu) -> Res {
+        let run = [self, Insn::DONE];
+        run.as_ptr().expose_provenance();
+        let done = (run[0].exec)(cpu, &run[0]);
+        cpu.stopped = 0;
+        done
+    }
+
+    /// The instruction behind this one in its run.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "dispatch without a bounds check")]
+    pub(crate) fn following(&self) -> &Insn {
+        let here = std::ptr::from_ref(self).addr();
+        // SAFETY: instructions are executed in arrays alone, whose provenance is exposed, and an array's last handler
+        // does not ask for the next.
+        unsafe { &*std::ptr::with_exposed_provenance(here + size_of::<Insn>()) }
+    }
+}
+
+/// Ends a handler by executing the next instruction. In an optimised build this is a jump; in any other the stack grows,
+/// but not beyond the frames of the few instructions that a block has.
+#[inline(always)]
+pub(crate) fn go_on(cpu: &mut Cpu, i: &Insn) -> Res {
+    let next = i.following();
+    (next.exec)(cpu, next)
+}
+
+/// Ends a handler that could not complete.
+#[cold]
+#[inline(never)]
+pub(crate) fn stop_at(cpu: &mut Cpu, i: &Insn) -> Res {
+    cpu.stopped = std::ptr::from_ref(i).addr();
+    // A compiler that knows the result would not jump here but call, and save registers for that in every handler.
+    std::hint::black_box(Err(Stop))
+}
+
+fn done(_: &mut Cpu, _: &Insn) -> Res {
+    Ok(())
+}
+
+/// Executes the instruction behind it and goes on.
+fn relay(cpu: &mut Cpu, i: &Insn) -> Res {
+    let plain = i.following();
+    match (plain.exec)(cpu, plain) {
+        Ok(()) => go_on(cpu, plain),
+        Err(_) => stop_at(cpu, plain),
+    }
+}
+
+/// Executes the instruction behind it, which may touch devices: it sees the time.
+fn gate(cpu: &mut Cpu, i: &Insn) -> Res {
+    cpu.may_io = true;
+    cpu.publish_clock();
+    go_on(cpu, i)
+}
+
+/// Makes handlers that go on with the next instruction.
+macro_rules! chains {
+    ($(
+        $(#[$doc:meta])*
+        fn $name:ident$(<$($p:ident: $bound:ident),*>)?($cpu:pat, $i:pat) $body:block
+    )*) => {$(
+        $(#[$doc])*
+        fn $name$(<$($p: $bound),*>)?(cpu: &mut $crate::state::Cpu, i: &$crate::insn::Insn) -> $crate::insn::Res {
+            #[inline(always)]
+            fn body$(<$($p: $bound),*>)?($cpu: &mut $crate::state::Cpu, $i: &$crate::insn::Insn) -> $crate::insn::Res
+                $body
+
+            match body$(::<$($p),*>)?(cpu, i) {
+                Ok(()) => $crate::insn::go_on(cpu, i),
+                Err(_) => $crate::insn::stop_at(cpu, i),
+            }
+        }
+    )*};
+}
+
+pub(crate) use chains;
 
 /// The register that is always 0.
 pub const ZERO: u8 = 16;

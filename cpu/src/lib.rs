@@ -9,7 +9,9 @@
 //! engine ([`engine`]) caches runs of decoded instructions by the memory they came from. Both call the same handlers.
 //!
 //! # How handlers are written
-//! * `fn(&mut Cpu, &Insn) -> Res`. `Err(Stop)` means that the instruction did not complete and that [`Cpu::stop`] says why.
+//! * `fn(&mut Cpu, &Insn) -> Res`. `Err(Stop)` means that an instruction did not complete and that [`Cpu::why`] says why.
+//! * Those of the integer family that do not end a block end by executing the next instruction ([`insn::chains`] and
+//!   `exec::hit::quick` see to it). The others do their own work only ([`insn::PLAIN`]), or end a block.
 //! * Restartable: compute, touch memory (may fault), and only then write registers and flags. Where two memory operands
 //!   are written, probe first.
 //! * `cpu.rip` already points behind the block when a handler runs; only handlers that end a block (`END`) may write it.

@@ -143,6 +143,7 @@ impl Cpu {
             traps: Traps::Deliver,
             why: Why::None,
             may_io: true,
+            stopped: 0,
             icount: 0,
             clock_bias: 0,
             clock_follows: false,

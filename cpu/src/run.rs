@@ -149,7 +149,7 @@ impl Cpu {
         let lin = self.fetch_address(self.rip)?;
         let mut buf = [0; 16];
         let have = self.fetch(lin, &mut buf)?;
-        match decode_for(&buf[..have.min(15)], self.mode, self.model.features) {
+        match decode_for(&buf[..have.min(15)], self.mode, self.model.features, None) {
             Ok(insn) => self.check_fetch(insn),
             Err(DecodeError::TooLong) => Err(self.gp(0)),
             Err(DecodeError::NeedMore) if have >= 15 => Err(self.gp(0)),
@@ -159,7 +159,7 @@ impl Cpu {
                 let got = self.fetch(next, &mut more)?;
                 let n = got.min(15 - have);
                 buf[have..have + n].copy_from_slice(&more[..n]);
-                match decode_for(&buf[..have + n], self.mode, self.model.features) {
+                match decode_for(&buf[..have + n], self.mode, self.model.features, None) {
                     Ok(insn) => self.check_fetch(insn),
                     Err(_) => Err(self.gp(0)),
                 }
@@ -188,7 +188,7 @@ impl Cpu {
                 self.gpr[BLOCK as usize] = start;
                 self.rip = self.cut_rip(start.wrapping_add(u64::from(insn.len)));
                 self.rflags &= !RF;
-                (insn.exec)(self, &insn)
+                insn.execute(self)
             })
         };
         match done {

@@ -178,6 +178,8 @@ pub struct Cpu {
     pub(crate) why: Why,
     /// The instruction that runs is the last of its block, or alone: it may touch devices.
     pub(crate) may_io: bool,
+    /// Where the instruction is that stopped in the middle of a run; 0 for the last one.
+    pub(crate) stopped: usize,
     /// Instructions executed, the present one (or the present block) included.
     pub(crate) icount: u64,
     /// Time at instruction 0, as if every instruction since had taken its time; see `begin_slice`.

@@ -6,7 +6,7 @@
 use crate::debug::Traps;
 use crate::exec::{Gen, Reg};
 use crate::flags::{IF, RF, VM};
-use crate::insn::{CS, Dec, END, FS, GS, Handler, Insn, Mode, OSIZE_SHIFT, RAX, RBX, RCX, RDX, RSP, Res, SS};
+use crate::insn::{CS, Dec, END, FS, GS, Handler, Insn, Mode, OSIZE_SHIFT, PLAIN, RAX, RBX, RCX, RDX, RSP, Res, SS};
 use crate::mem::canonical;
 use crate::state::{Cpu, Segment};
 use crate::{control, gates, intr, io, tables};
@@ -36,7 +36,7 @@ pub(crate) fn select(i: &mut Insn, d: &Dec) -> Option<Handler> {
     if d.lock {
         return None;
     }
-    i.flags |= END;
+    i.flags |= END | PLAIN;
     let long = d.mode.has(Mode::LONG);
     let real = d.mode.has(Mode::REAL);
     match d.op {

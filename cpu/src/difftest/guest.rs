@@ -99,7 +99,7 @@ impl Guest {
             let done = decode(&case.code, cpu.mode).map(|insn| {
                 cpu.gpr[usize::from(BLOCK)] = case.state.rip;
                 cpu.rip = case.state.rip.wrapping_add(u64::from(insn.len));
-                (insn.exec)(cpu, &insn)
+                insn.execute(cpu)
             });
             match done {
                 Ok(Ok(())) if cpu.rip == case.state.rip => continue,

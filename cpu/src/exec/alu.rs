@@ -5,17 +5,17 @@
 use super::hit::quick;
 use super::{Operand, Reg, byte_regs, memory, operand, wide, width, width_code};
 use crate::flags::Flags;
-use crate::insn::{Dec, Handler, Insn, RAX, RBX, RCX, RDX, Res};
-use crate::state::{Cpu, Int};
+use crate::insn::{Dec, Handler, Insn, RAX, RBX, RCX, RDX, chains};
+use crate::state::Int;
 
 /// An operation of two operands.
-trait Alu: 'static {
+pub(super) trait Alu: 'static {
     fn run<T: Int>(f: &mut Flags, a: T, b: T) -> T;
 }
 
 macro_rules! alu {
     ($($name:ident: |$f:ident, $a:ident, $b:ident| $value:expr, $flags:ident;)*) => {$(
-        struct $name;
+        pub(super) struct $name;
         impl Alu for $name {
             #[inline(always)]
             fn run<T: Int>($f: &mut Flags, a: T, b: T) -> T {
@@ -41,12 +41,12 @@ alu! {
 }
 
 /// An operation of one operand.
-trait Unary: 'static {
+pub(super) trait Unary: 'static {
     fn run<T: Int>(f: &mut Flags, a: T) -> T;
 }
 
-struct Inc;
-struct Dec1;
+pub(super) struct Inc;
+pub(super) struct Dec1;
 struct Not;
 struct Neg;
 
@@ -288,64 +288,66 @@ quick! {
     }
 }
 
-fn zero<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    cpu.set_reg(i.reg, T::from_u64(0));
-    cpu.flags.logic(T::from_u64(0));
-    Ok(())
-}
-
-/// Only one of the two registers is written, so that only of one 32 bits clear the upper half.
-fn cmpxchg_reg<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let (accumulator, a) = (cpu.reg::<T>(RAX), cpu.reg::<T>(i.rm));
-    Sub::run(&mut cpu.flags, accumulator, a);
-    if a == accumulator {
-        let new = cpu.reg::<T>(i.reg);
-        cpu.set_reg(i.rm, new);
-    } else {
-        cpu.set_reg(RAX, a);
+chains! {
+    fn zero<T: Int>(cpu, i) {
+        cpu.set_reg(i.reg, T::from_u64(0));
+        cpu.flags.logic(T::from_u64(0));
+        Ok(())
     }
-    Ok(())
-}
 
-/// The source is written first: XADD of a register with itself leaves the sum.
-fn xadd_reg<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let (a, b) = (cpu.reg::<T>(i.rm), cpu.reg::<T>(i.reg));
-    let sum = Add::run(&mut cpu.flags, a, b);
-    cpu.set_reg(i.reg, a);
-    cpu.set_reg(i.rm, sum);
-    Ok(())
-}
+    /// Only one of the two registers is written, so that only of one 32 bits clear the upper half.
+    fn cmpxchg_reg<T: Int>(cpu, i) {
+        let (accumulator, a) = (cpu.reg::<T>(RAX), cpu.reg::<T>(i.rm));
+        Sub::run(&mut cpu.flags, accumulator, a);
+        if a == accumulator {
+            let new = cpu.reg::<T>(i.reg);
+            cpu.set_reg(i.rm, new);
+        } else {
+            cpu.set_reg(RAX, a);
+        }
+        Ok(())
+    }
 
-fn cmpxchg8b(cpu: &mut Cpu, i: &Insn) -> Res {
-    let lin = cpu.lin_gen(i, 8, true)?;
-    let old = cpu.load_rmw::<u64>(lin)?;
-    let [a, b, c, d] = [RAX, RBX, RCX, RDX].map(|r| u64::from(cpu.reg::<u32>(r)));
-    let equal = old == d << 32 | a;
-    cpu.store(lin, if equal { c << 32 | b } else { old })?;
-    cpu.flags.set_zf(equal);
-    if !equal {
-        cpu.set_reg(RAX, old as u32);
-        cpu.set_reg(RDX, (old >> 32) as u32);
+    /// The source is written first: XADD of a register with itself leaves the sum.
+    fn xadd_reg<T: Int>(cpu, i) {
+        let (a, b) = (cpu.reg::<T>(i.rm), cpu.reg::<T>(i.reg));
+        let sum = Add::run(&mut cpu.flags, a, b);
+        cpu.set_reg(i.reg, a);
+        cpu.set_reg(i.rm, sum);
+        Ok(())
     }
-    Ok(())
-}
 
-fn cmpxchg16b(cpu: &mut Cpu, i: &Insn) -> Res {
-    let lin = cpu.lin_gen(i, 16, true)?;
-    if lin & 15 != 0 {
-        return Err(cpu.gp(0));
+    fn cmpxchg8b(cpu, i) {
+        let lin = cpu.lin_gen(i, 8, true)?;
+        let old = cpu.load_rmw::<u64>(lin)?;
+        let [a, b, c, d] = [RAX, RBX, RCX, RDX].map(|r| u64::from(cpu.reg::<u32>(r)));
+        let equal = old == d << 32 | a;
+        cpu.store(lin, if equal { c << 32 | b } else { old })?;
+        cpu.flags.set_zf(equal);
+        if !equal {
+            cpu.set_reg(RAX, old as u32);
+            cpu.set_reg(RDX, (old >> 32) as u32);
+        }
+        Ok(())
     }
-    // Both halves are in one page: what the first access may do, the others may.
-    let old = (cpu.load_rmw::<u64>(lin)?, cpu.load_rmw::<u64>(lin + 8)?);
-    let [a, b, c, d] = [RAX, RBX, RCX, RDX].map(|r| cpu.reg::<u64>(r));
-    let equal = old == (a, d);
-    let new = if equal { (b, c) } else { old };
-    cpu.store(lin, new.0)?;
-    cpu.store(lin + 8, new.1)?;
-    cpu.flags.set_zf(equal);
-    if !equal {
-        cpu.set_reg(RAX, old.0);
-        cpu.set_reg(RDX, old.1);
+
+    fn cmpxchg16b(cpu, i) {
+        let lin = cpu.lin_gen(i, 16, true)?;
+        if lin & 15 != 0 {
+            return Err(cpu.gp(0));
+        }
+        // Both halves are in one page: what the first access may do, the others may.
+        let old = (cpu.load_rmw::<u64>(lin)?, cpu.load_rmw::<u64>(lin + 8)?);
+        let [a, b, c, d] = [RAX, RBX, RCX, RDX].map(|r| cpu.reg::<u64>(r));
+        let equal = old == (a, d);
+        let new = if equal { (b, c) } else { old };
+        cpu.store(lin, new.0)?;
+        cpu.store(lin + 8, new.1)?;
+        cpu.flags.set_zf(equal);
+        if !equal {
+            cpu.set_reg(RAX, old.0);
+            cpu.set_reg(RDX, old.1);
+        }
+        Ok(())
     }
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! DAA, DAS, AAA, AAS, AAM and AAD.
 
-use crate::insn::{Dec, Handler, Insn, RAX, Res};
+use crate::insn::{Dec, Handler, Insn, RAX, Res, chains};
 use crate::state::Cpu;
 
 const AH: u8 = 0x80 | RAX;
@@ -36,12 +36,14 @@ fn adjust_packed(cpu: &mut Cpu, adjust: fn(u8, u8) -> u8, borrow: bool) -> Res {
     Ok(())
 }
 
-fn daa(cpu: &mut Cpu, _: &Insn) -> Res {
-    adjust_packed(cpu, u8::wrapping_add, false)
-}
+chains! {
+    fn daa(cpu, _) {
+        adjust_packed(cpu, u8::wrapping_add, false)
+    }
 
-fn das(cpu: &mut Cpu, _: &Insn) -> Res {
-    adjust_packed(cpu, u8::wrapping_sub, true)
+    fn das(cpu, _) {
+        adjust_packed(cpu, u8::wrapping_sub, true)
+    }
 }
 
 /// AAA and AAS work on AX as a whole. OF, SF, ZF and PF, undefined, follow AL.
@@ -54,29 +56,31 @@ fn adjust_unpacked(cpu: &mut Cpu, adjust: fn(u16, u16) -> u16) -> Res {
     Ok(())
 }
 
-fn aaa(cpu: &mut Cpu, _: &Insn) -> Res {
-    adjust_unpacked(cpu, u16::wrapping_add)
-}
-
-fn aas(cpu: &mut Cpu, _: &Insn) -> Res {
-    adjust_unpacked(cpu, u16::wrapping_sub)
-}
-
-fn aam(cpu: &mut Cpu, i: &Insn) -> Res {
-    let (al, base) = (cpu.reg::<u8>(RAX), i.imm as u8);
-    if base == 0 {
-        return Err(cpu.fault(0, None));
+chains! {
+    fn aaa(cpu, _) {
+        adjust_unpacked(cpu, u16::wrapping_add)
     }
-    cpu.set_reg(AH, al / base);
-    cpu.set_reg(RAX, al % base);
-    cpu.flags.result(al % base, false, false, false);
-    Ok(())
-}
 
-fn aad(cpu: &mut Cpu, i: &Insn) -> Res {
-    let (al, ah) = (cpu.reg::<u8>(RAX), cpu.reg::<u8>(AH));
-    let r = al.wrapping_add(ah.wrapping_mul(i.imm as u8));
-    cpu.set_reg(RAX, u16::from(r));
-    cpu.flags.result(r, false, false, false);
-    Ok(())
+    fn aas(cpu, _) {
+        adjust_unpacked(cpu, u16::wrapping_sub)
+    }
+
+    fn aam(cpu, i) {
+        let (al, base) = (cpu.reg::<u8>(RAX), i.imm as u8);
+        if base == 0 {
+            return Err(cpu.fault(0, None));
+        }
+        cpu.set_reg(AH, al / base);
+        cpu.set_reg(RAX, al % base);
+        cpu.flags.result(al % base, false, false, false);
+        Ok(())
+    }
+
+    fn aad(cpu, i) {
+        let (al, ah) = (cpu.reg::<u8>(RAX), cpu.reg::<u8>(AH));
+        let r = al.wrapping_add(ah.wrapping_mul(i.imm as u8));
+        cpu.set_reg(RAX, u16::from(r));
+        cpu.flags.result(r, false, false, false);
+        Ok(())
+    }
 }

@@ -6,7 +6,7 @@
 
 use super::hit::quick;
 use super::{Addr, Operand, Reg, byte_reg, memory, operand, wide, width};
-use crate::insn::{Dec, Handler, Insn, Res};
+use crate::insn::{Dec, Handler, Insn, Res, chains};
 use crate::state::{Cpu, Int};
 
 /// What becomes of the bit that was copied to CF.
@@ -106,51 +106,53 @@ quick! {
     }
 }
 
-fn bit_reg<O: Bit, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let number = cpu.reg::<T>(i.reg).to_u64();
-    bit::<O, Reg, T>(cpu, i, number)
-}
-
-/// A bit of a string of bits: the register counts, signed, from the memory operand on.
-fn bit_string<O: Bit, A: Addr, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let number = cpu.reg::<T>(i.reg).sext();
-    let extra = ((number as i64 >> T::BITS.trailing_zeros()) as u64).wrapping_mul(u64::from(T::BYTES));
-    let mask = 1 << (number % u64::from(T::BITS));
-    let lin = A::linear(cpu, i, extra, u32::from(T::BYTES), O::WRITES)?;
-    let v = if O::WRITES { cpu.load_rmw::<T>(lin) } else { cpu.load::<T>(lin) };
-    let Ok(v) = v else { return Err(cpu.operand_fault(i)) };
-    if O::WRITES {
-        cpu.store(lin, T::from_u64(O::run(v.to_u64(), mask)))?;
+chains! {
+    fn bit_reg<O: Bit, T: Int>(cpu, i) {
+        let number = cpu.reg::<T>(i.reg).to_u64();
+        bit::<O, Reg, T>(cpu, i, number)
     }
-    cpu.flags.set_cf(v.to_u64() & mask != 0);
-    Ok(())
-}
 
-fn bsf<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let v = S::get::<T>(cpu, i)?.to_u64();
-    if v != 0 {
-        cpu.set_reg(i.reg, T::from_u64(u64::from(v.trailing_zeros())));
+    /// A bit of a string of bits: the register counts, signed, from the memory operand on.
+    fn bit_string<O: Bit, A: Addr, T: Int>(cpu, i) {
+        let number = cpu.reg::<T>(i.reg).sext();
+        let extra = ((number as i64 >> T::BITS.trailing_zeros()) as u64).wrapping_mul(u64::from(T::BYTES));
+        let mask = 1 << (number % u64::from(T::BITS));
+        let lin = A::linear(cpu, i, extra, u32::from(T::BYTES), O::WRITES)?;
+        let v = if O::WRITES { cpu.load_rmw::<T>(lin) } else { cpu.load::<T>(lin) };
+        let Ok(v) = v else { return Err(cpu.operand_fault(i)) };
+        if O::WRITES {
+            cpu.store(lin, T::from_u64(O::run(v.to_u64(), mask)))?;
+        }
+        cpu.flags.set_cf(v.to_u64() & mask != 0);
+        Ok(())
     }
-    cpu.flags.logic(T::from_u64(v));
-    Ok(())
-}
 
-fn bsr<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let v = S::get::<T>(cpu, i)?.to_u64();
-    if v != 0 {
-        cpu.set_reg(i.reg, T::from_u64(u64::from(63 - v.leading_zeros())));
+    fn bsf<S: Operand, T: Int>(cpu, i) {
+        let v = S::get::<T>(cpu, i)?.to_u64();
+        if v != 0 {
+            cpu.set_reg(i.reg, T::from_u64(u64::from(v.trailing_zeros())));
+        }
+        cpu.flags.logic(T::from_u64(v));
+        Ok(())
     }
-    cpu.flags.logic(T::from_u64(v));
-    Ok(())
-}
 
-fn popcnt<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let v = S::get::<T>(cpu, i)?;
-    let count = u64::from(v.to_u64().count_ones());
-    cpu.set_reg(i.reg, T::from_u64(count));
-    // ZF is set by the source, the rest is 0: SF and PF too, which a count might set.
-    cpu.flags = crate::flags::Flags::from_bits(if count == 0 { crate::flags::ZF } else { 0 });
-    Ok(())
+    fn bsr<S: Operand, T: Int>(cpu, i) {
+        let v = S::get::<T>(cpu, i)?.to_u64();
+        if v != 0 {
+            cpu.set_reg(i.reg, T::from_u64(u64::from(63 - v.leading_zeros())));
+        }
+        cpu.flags.logic(T::from_u64(v));
+        Ok(())
+    }
+
+    fn popcnt<S: Operand, T: Int>(cpu, i) {
+        let v = S::get::<T>(cpu, i)?;
+        let count = u64::from(v.to_u64().count_ones());
+        cpu.set_reg(i.reg, T::from_u64(count));
+        // ZF is set by the source, the rest is 0: SF and PF too, which a count might set.
+        cpu.flags = crate::flags::Flags::from_bits(if count == 0 { crate::flags::ZF } else { 0 });
+        Ok(())
+    }
 }
 
 /// The reflected polynomial of CRC-32C, 11EDC6F41.
@@ -170,13 +172,15 @@ const CRC32C: [u32; 256] = {
     table
 };
 
-/// The destination is 32 bits, and clears the upper half, even with REX.W.
-fn crc32<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let v = S::get::<T>(cpu, i)?.to_u64();
-    let mut crc = cpu.reg::<u32>(i.reg);
-    for byte in &v.to_le_bytes()[..usize::from(T::BYTES)] {
-        crc = crc >> 8 ^ CRC32C[usize::from(crc as u8 ^ byte)];
+chains! {
+    /// The destination is 32 bits, and clears the upper half, even with REX.W.
+    fn crc32<S: Operand, T: Int>(cpu, i) {
+        let v = S::get::<T>(cpu, i)?.to_u64();
+        let mut crc = cpu.reg::<u32>(i.reg);
+        for byte in &v.to_le_bytes()[..usize::from(T::BYTES)] {
+            crc = crc >> 8 ^ CRC32C[usize::from(crc as u8 ^ byte)];
+        }
+        cpu.set_reg(i.reg, crc);
+        Ok(())
     }
-    cpu.set_reg(i.reg, crc);
-    Ok(())
 }

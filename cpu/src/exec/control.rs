@@ -1,10 +1,10 @@
 //! Near jumps, calls and returns; Jcc, LOOP and JCXZ; BOUND.
 
 use super::addr::address_mask;
-use super::hit::quick;
+use super::hit::last;
 use super::stack::{Stack, Stack32, Stack64, StackSeg, flat_stack};
 use super::{Addr, Condition, Operand, by_condition, memory, operand, wide};
-use crate::insn::{CS, Dec, END, Handler, Insn, Mode, RCX, Res, Stop};
+use crate::insn::{CS, Dec, END, Handler, Insn, Mode, RCX, Res, Stop, chains};
 use crate::mem::canonical;
 use crate::state::{Cpu, Int};
 
@@ -128,7 +128,7 @@ fn jcc_form<C: Condition>(d: &Dec) -> Handler {
     near!(d, jcc, C)
 }
 
-quick! {
+last! {
     fn jcc<C: Condition, N: Near>[C, N::Quick][C, N](cpu, i) {
         if cpu.flags.cond(C::CODE) {
             cpu.rip = N::target(cpu, cpu.next_rip(i).wrapping_add(i.imm))?;
@@ -226,12 +226,14 @@ fn jcxz<N: Near>(cpu: &mut Cpu, i: &Insn) -> Res {
     Ok(())
 }
 
-/// #BR outside the two signed bounds in memory.
-fn bound<A: Addr, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let size = u32::from(T::BYTES);
-    let lin = A::linear(cpu, i, 0, 2 * size, false)?;
-    let lower = cpu.load::<T>(lin)?.sext() as i64;
-    let upper = cpu.load::<T>(lin.wrapping_add(u64::from(size)) & cpu.flat_mask)?.sext() as i64;
-    let index = cpu.reg::<T>(i.reg).sext() as i64;
-    if index < lower || index > upper { Err(cpu.fault(5, None)) } else { Ok(()) }
+chains! {
+    /// #BR outside the two signed bounds in memory.
+    fn bound<A: Addr, T: Int>(cpu, i) {
+        let size = u32::from(T::BYTES);
+        let lin = A::linear(cpu, i, 0, 2 * size, false)?;
+        let lower = cpu.load::<T>(lin)?.sext() as i64;
+        let upper = cpu.load::<T>(lin.wrapping_add(u64::from(size)) & cpu.flat_mask)?.sext() as i64;
+        let index = cpu.reg::<T>(i.reg).sext() as i64;
+        if index < lower || index > upper { Err(cpu.fault(5, None)) } else { Ok(()) }
+    }
 }

@@ -8,7 +8,7 @@
 
 use emu::PAGE_SIZE;
 
-use crate::insn::{Res, Stop};
+use crate::insn::{Insn, Res, Stop, go_on};
 use crate::state::{Cpu, Int};
 
 /// A place in guest memory that the TLB allows an access of a certain size to: a host address.
@@ -67,29 +67,62 @@ impl Hit {
 
 /// Defines a handler by one body, made twice: with the types in the first brackets, whose accesses are quick and may
 /// give up, and behind that with those in the second. The body must change nothing before the last thing in it that can
-/// fail.
+/// fail. Behind it the next instruction follows.
 macro_rules! quick {
-    ($(
+    ($($handlers:tt)*) => {
+        $crate::exec::hit::two! { (), $crate::exec::hit::next, $crate::insn::stop_at, $($handlers)* }
+    };
+}
+
+/// The same for handlers that end a block.
+macro_rules! last {
+    ($($handlers:tt)*) => {
+        $crate::exec::hit::two! { (), $crate::exec::hit::done, $crate::exec::hit::failed, $($handlers)* }
+    };
+}
+
+/// The same with a type for what the body gives, and the two ends of the handler.
+macro_rules! two {
+    ($out:ty, $end:path, $fail:path, $(
         $(#[$doc:meta])*
         fn $name:ident<$($p:ident: $bound:ident),*>[$($quick:ty),*][$($slow:ty),*]($cpu:ident, $i:ident) $body:block
     )*) => {$(
         $(#[$doc])*
         fn $name<$($p: $bound),*>(cpu: &mut $crate::state::Cpu, i: &$crate::insn::Insn) -> $crate::insn::Res {
             #[inline(always)]
-            fn body<$($p: $bound),*>($cpu: &mut $crate::state::Cpu, $i: &$crate::insn::Insn) -> $crate::insn::Res $body
+            fn body<$($p: $bound),*>($cpu: &mut $crate::state::Cpu, $i: &$crate::insn::Insn) -> $crate::insn::Res<$out>
+                $body
 
             #[cold]
             #[inline(never)]
             fn slow<$($p: $bound),*>(cpu: &mut $crate::state::Cpu, i: &$crate::insn::Insn) -> $crate::insn::Res {
-                body::<$($p),*>(cpu, i)
+                match body::<$($p),*>(cpu, i) {
+                    Ok(out) => $end(cpu, i, out),
+                    Err(_) => $fail(cpu, i),
+                }
             }
 
             match body::<$($quick),*>(cpu, i) {
-                Ok(()) => Ok(()),
+                Ok(out) => $end(cpu, i, out),
                 Err(_) => slow::<$($slow),*>(cpu, i),
             }
         }
     )*};
 }
 
-pub(super) use quick;
+#[inline(always)]
+pub(super) fn next(cpu: &mut Cpu, i: &Insn, (): ()) -> Res {
+    go_on(cpu, i)
+}
+
+#[inline(always)]
+pub(super) fn done(_: &mut Cpu, _: &Insn, (): ()) -> Res {
+    Ok(())
+}
+
+#[inline(always)]
+pub(super) fn failed(_: &mut Cpu, _: &Insn) -> Res {
+    Err(Stop)
+}
+
+pub(super) use {last, quick, two};

@@ -12,6 +12,7 @@ mod alu;
 mod bcd;
 mod bits;
 mod control;
+mod fuse;
 mod hit;
 mod mov;
 mod muldiv;
@@ -46,6 +47,11 @@ pub(crate) fn select(i: &mut Insn, d: &Dec) -> Option<Handler> {
         0x0fb0 | 0x0fb1 | 0x0fc0 | 0x0fc1 | 0x0fc7 => alu::select(i, d),
         _ => mov::select(i, d),
     }
+}
+
+/// Another handler for an instruction that [`select`] has prepared: it does the work of the Jcc behind it, too.
+pub(crate) fn select_fused(i: &Insn, d: &Dec, condition: u8) -> Option<Handler> {
+    fuse::select(i, d, condition)
 }
 
 /// How the operand that ModRM.rm names is reached.

@@ -7,7 +7,7 @@ use super::{
     wide, width, width_code,
 };
 use crate::flags::{AF, CF, DF, PF, SF, ZF};
-use crate::insn::{DS, Dec, END, Handler, Insn, NEXT, RAX, RBX, RDX, Res};
+use crate::insn::{DS, Dec, END, Handler, Insn, NEXT, RAX, RBX, RDX, Res, chains};
 use crate::state::{Cpu, Int};
 
 pub(super) fn select(i: &mut Insn, d: &Dec) -> Option<Handler> {
@@ -40,8 +40,10 @@ pub(super) fn select(i: &mut Insn, d: &Dec) -> Option<Handler> {
             // PAUSE: the other processors may have their turn.
             if d.rep == 0xf3 {
                 i.flags |= END;
+                pause
+            } else {
+                nop
             }
-            nop
         }
         0x90..=0x97 => {
             i.rm = RAX;
@@ -122,6 +124,10 @@ fn cmov_form<C: Condition>(i: &mut Insn, d: &Dec) -> Handler {
 
 fn setcc_form<C: Condition>(i: &mut Insn, d: &Dec) -> Handler {
     operand!(width, 0, i, d, setcc, C)
+}
+
+fn pause(_: &mut Cpu, _: &Insn) -> Res {
+    Ok(())
 }
 
 fn lea_form(i: &mut Insn, d: &Dec) -> Option<Handler> {
@@ -211,94 +217,96 @@ fn store_far<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
     store::<Gen, T>(cpu, i)
 }
 
-fn lea<A: Addr, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let v = A::offset(cpu, i) & address_mask(i);
-    cpu.set_reg(i.reg, T::from_u64(v));
-    Ok(())
-}
+chains! {
+    fn lea<A: Addr, T: Int>(cpu, i) {
+        let v = A::offset(cpu, i) & address_mask(i);
+        cpu.set_reg(i.reg, T::from_u64(v));
+        Ok(())
+    }
 
-fn xchg_reg<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let (a, b) = (cpu.reg::<T>(i.reg), cpu.reg::<T>(i.rm));
-    cpu.set_reg(i.reg, b);
-    cpu.set_reg(i.rm, a);
-    Ok(())
-}
+    fn xchg_reg<T: Int>(cpu, i) {
+        let (a, b) = (cpu.reg::<T>(i.reg), cpu.reg::<T>(i.rm));
+        cpu.set_reg(i.reg, b);
+        cpu.set_reg(i.rm, a);
+        Ok(())
+    }
 
-/// Of 16 bits it makes zero, as every processor does.
-fn bswap<T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let v = cpu.reg::<T>(i.reg).to_u64();
-    let v = if T::BITS == 16 { 0 } else { v.swap_bytes() >> (64 - T::BITS) };
-    cpu.set_reg(i.reg, T::from_u64(v));
-    Ok(())
-}
+    /// Of 16 bits it makes zero, as every processor does.
+    fn bswap<T: Int>(cpu, i) {
+        let v = cpu.reg::<T>(i.reg).to_u64();
+        let v = if T::BITS == 16 { 0 } else { v.swap_bytes() >> (64 - T::BITS) };
+        cpu.set_reg(i.reg, T::from_u64(v));
+        Ok(())
+    }
 
-/// CBW, CWDE, CDQE.
-fn widen<S: Int, D: Int>(cpu: &mut Cpu, _: &Insn) -> Res {
-    let v = cpu.reg::<S>(RAX).sext();
-    cpu.set_reg(RAX, D::from_u64(v));
-    Ok(())
-}
+    /// CBW, CWDE, CDQE.
+    fn widen<S: Int, D: Int>(cpu, _) {
+        let v = cpu.reg::<S>(RAX).sext();
+        cpu.set_reg(RAX, D::from_u64(v));
+        Ok(())
+    }
 
-/// CWD, CDQ, CQO.
-fn sign_to_rdx<T: Int>(cpu: &mut Cpu, _: &Insn) -> Res {
-    let sign = (cpu.reg::<T>(RAX).sext() as i64 >> 63) as u64;
-    cpu.set_reg(RDX, T::from_u64(sign));
-    Ok(())
-}
+    /// CWD, CDQ, CQO.
+    fn sign_to_rdx<T: Int>(cpu, _) {
+        let sign = (cpu.reg::<T>(RAX).sext() as i64 >> 63) as u64;
+        cpu.set_reg(RDX, T::from_u64(sign));
+        Ok(())
+    }
 
-fn xlat<A: Addr>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let al = u64::from(cpu.reg::<u8>(RAX));
-    let lin = A::linear(cpu, i, al, 1, false)?;
-    let v = cpu.load::<u8>(lin)?;
-    cpu.set_reg(RAX, v);
-    Ok(())
-}
+    fn xlat<A: Addr>(cpu, i) {
+        let al = u64::from(cpu.reg::<u8>(RAX));
+        let lin = A::linear(cpu, i, al, 1, false)?;
+        let v = cpu.load::<u8>(lin)?;
+        cpu.set_reg(RAX, v);
+        Ok(())
+    }
 
-fn nop(_: &mut Cpu, _: &Insn) -> Res {
-    Ok(())
-}
+    fn nop(_, _) {
+        Ok(())
+    }
 
-fn sahf(cpu: &mut Cpu, _: &Insn) -> Res {
-    const FROM_AH: u64 = CF | PF | AF | ZF | SF;
-    let ah = cpu.gpr[usize::from(RAX)] >> 8;
-    cpu.flags = crate::flags::Flags::from_bits(cpu.flags.bits() & !FROM_AH | ah & FROM_AH);
-    Ok(())
-}
+    fn sahf(cpu, _) {
+        const FROM_AH: u64 = CF | PF | AF | ZF | SF;
+        let ah = cpu.gpr[usize::from(RAX)] >> 8;
+        cpu.flags = crate::flags::Flags::from_bits(cpu.flags.bits() & !FROM_AH | ah & FROM_AH);
+        Ok(())
+    }
 
-fn lahf(cpu: &mut Cpu, _: &Insn) -> Res {
-    let v = cpu.flags.bits() as u8 | 2;
-    cpu.set_reg(0x80 | RAX, v);
-    Ok(())
-}
+    fn lahf(cpu, _) {
+        let v = cpu.flags.bits() as u8 | 2;
+        cpu.set_reg(0x80 | RAX, v);
+        Ok(())
+    }
 
-/// Undocumented by Intel until late: AL becomes FF if CF is set, else 0.
-fn salc(cpu: &mut Cpu, _: &Insn) -> Res {
-    let v = 0u8.wrapping_sub(u8::from(cpu.flags.cf()));
-    cpu.set_reg(RAX, v);
-    Ok(())
-}
+    /// Undocumented by Intel until late: AL becomes FF if CF is set, else 0.
+    fn salc(cpu, _) {
+        let v = 0u8.wrapping_sub(u8::from(cpu.flags.cf()));
+        cpu.set_reg(RAX, v);
+        Ok(())
+    }
 
-fn cmc(cpu: &mut Cpu, _: &Insn) -> Res {
-    cpu.flags.set_cf(!cpu.flags.cf());
-    Ok(())
-}
+    fn cmc(cpu, _) {
+        cpu.flags.set_cf(!cpu.flags.cf());
+        Ok(())
+    }
 
-fn clc(cpu: &mut Cpu, _: &Insn) -> Res {
-    cpu.flags.set_cf(false);
-    Ok(())
-}
+    fn clc(cpu, _) {
+        cpu.flags.set_cf(false);
+        Ok(())
+    }
 
-fn stc(cpu: &mut Cpu, _: &Insn) -> Res {
-    cpu.flags.set_cf(true);
-    Ok(())
-}
+    fn stc(cpu, _) {
+        cpu.flags.set_cf(true);
+        Ok(())
+    }
 
-fn cld(cpu: &mut Cpu, _: &Insn) -> Res {
-    cpu.rflags &= !DF;
-    Ok(())
-}
+    fn cld(cpu, _) {
+        cpu.rflags &= !DF;
+        Ok(())
+    }
 
-fn std(cpu: &mut Cpu, _: &Insn) -> Res {
-    cpu.rflags |= DF;
-    Ok(())
+    fn std(cpu, _) {
+        cpu.rflags |= DF;
+        Ok(())
+    }
 }

@@ -4,7 +4,7 @@
 
 use super::hit::quick;
 use super::{Operand, byte_regs, operand, wide, width, width_code};
-use crate::insn::{Dec, Handler, Insn, RAX, RDX, Res, Stop};
+use crate::insn::{Dec, Handler, Insn, RAX, RDX, Stop, chains};
 use crate::state::{Cpu, Int};
 
 pub(super) fn select(i: &mut Insn, d: &Dec) -> Option<Handler> {
@@ -74,20 +74,22 @@ fn wide_imul<T: Int>(a: T, b: T) -> (T, T, bool) {
     }
 }
 
-fn mul<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let b = S::get::<T>(cpu, i)?;
-    let (high, low) = wide_mul(cpu.reg::<T>(RAX), b);
-    cpu.set_pair(high, low);
-    cpu.product_flags(low, high != T::from_u64(0));
-    Ok(())
-}
+chains! {
+    fn mul<S: Operand, T: Int>(cpu, i) {
+        let b = S::get::<T>(cpu, i)?;
+        let (high, low) = wide_mul(cpu.reg::<T>(RAX), b);
+        cpu.set_pair(high, low);
+        cpu.product_flags(low, high != T::from_u64(0));
+        Ok(())
+    }
 
-fn imul<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let b = S::get::<T>(cpu, i)?;
-    let (high, low, overflow) = wide_imul(cpu.reg::<T>(RAX), b);
-    cpu.set_pair(high, low);
-    cpu.product_flags(low, overflow);
-    Ok(())
+    fn imul<S: Operand, T: Int>(cpu, i) {
+        let b = S::get::<T>(cpu, i)?;
+        let (high, low, overflow) = wide_imul(cpu.reg::<T>(RAX), b);
+        cpu.set_pair(high, low);
+        cpu.product_flags(low, overflow);
+        Ok(())
+    }
 }
 
 quick! {
@@ -130,34 +132,36 @@ fn divide<T: Int>(high: T, low: T, by: T) -> Option<(T, T)> {
     Some((T::from_u64(q), T::from_u64(r)))
 }
 
-fn div<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let by = S::get::<T>(cpu, i)?;
-    let (high, low) = cpu.pair::<T>();
-    let Some((q, r)) = divide(high, low, by) else { return Err(cpu.divide_error()) };
-    cpu.set_pair(r, q);
-    Ok(())
-}
+chains! {
+    fn div<S: Operand, T: Int>(cpu, i) {
+        let by = S::get::<T>(cpu, i)?;
+        let (high, low) = cpu.pair::<T>();
+        let Some((q, r)) = divide(high, low, by) else { return Err(cpu.divide_error()) };
+        cpu.set_pair(r, q);
+        Ok(())
+    }
 
-/// Divides magnitudes and sets the signs: the quotient is cut towards zero, the remainder has the dividend's sign.
-fn idiv<S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let by = S::get::<T>(cpu, i)?;
-    let (high, low) = cpu.pair::<T>();
-    let negative = |v: T| v.sext() >> 63 != 0;
-    let magnitude = |v: T| if negative(v) { T::from_u64(v.to_u64().wrapping_neg()) } else { v };
-    let (mut h, mut l) = (high, low);
-    if negative(high) {
-        let zero = T::from_u64(0);
-        l = T::from_u64(low.to_u64().wrapping_neg());
-        h = T::from_u64((!high.to_u64()).wrapping_add(u64::from(low == zero)));
+    /// Divides magnitudes and sets the signs: the quotient is cut towards zero, the remainder has the dividend's sign.
+    fn idiv<S: Operand, T: Int>(cpu, i) {
+        let by = S::get::<T>(cpu, i)?;
+        let (high, low) = cpu.pair::<T>();
+        let negative = |v: T| v.sext() >> 63 != 0;
+        let magnitude = |v: T| if negative(v) { T::from_u64(v.to_u64().wrapping_neg()) } else { v };
+        let (mut h, mut l) = (high, low);
+        if negative(high) {
+            let zero = T::from_u64(0);
+            l = T::from_u64(low.to_u64().wrapping_neg());
+            h = T::from_u64((!high.to_u64()).wrapping_add(u64::from(low == zero)));
+        }
+        let Some((q, r)) = divide(h, l, magnitude(by)) else { return Err(cpu.divide_error()) };
+        let q_negative = negative(high) != negative(by);
+        // The largest magnitude is 2^(n-1) for a negative quotient and one less for a positive one.
+        if negative(q) && !(q_negative && q.to_u64() == 1 << (T::BITS - 1)) {
+            return Err(cpu.divide_error());
+        }
+        let q = if q_negative { T::from_u64(q.to_u64().wrapping_neg()) } else { q };
+        let r = if negative(high) { T::from_u64(r.to_u64().wrapping_neg()) } else { r };
+        cpu.set_pair(r, q);
+        Ok(())
     }
-    let Some((q, r)) = divide(h, l, magnitude(by)) else { return Err(cpu.divide_error()) };
-    let q_negative = negative(high) != negative(by);
-    // The largest magnitude is 2^(n-1) for a negative quotient and one less for a positive one.
-    if negative(q) && !(q_negative && q.to_u64() == 1 << (T::BITS - 1)) {
-        return Err(cpu.divide_error());
-    }
-    let q = if q_negative { T::from_u64(q.to_u64().wrapping_neg()) } else { q };
-    let r = if negative(high) { T::from_u64(r.to_u64().wrapping_neg()) } else { r };
-    cpu.set_pair(r, q);
-    Ok(())
 }

@@ -7,7 +7,7 @@
 use super::hit::quick;
 use super::{Operand, byte_regs, operand, wide, width, width_code};
 use crate::flags::Flags;
-use crate::insn::{Dec, Handler, Insn, RCX, Res};
+use crate::insn::{Dec, Handler, Insn, RCX, chains};
 use crate::state::{Cpu, Int};
 
 /// A shift or rotate by a masked count that is not 0.
@@ -184,53 +184,55 @@ quick! {
     }
 }
 
-/// 16-bit operands shifted by more than 16 rotate on through the source into the destination again.
-fn shld<N: Count, S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let count = masked::<T>(N::count(cpu, i));
-    let b = cpu.reg::<T>(i.reg).to_u64();
-    S::update(cpu, i, |f, a: T| {
-        if count == 0 {
-            return a;
-        }
-        let a = a.to_u64();
-        let (r, cf) = match T::BITS {
-            16 => {
-                let v = (a << 32 | b << 16 | a) << count;
-                (v >> 32, v >> 48 & 1)
+chains! {
+    /// 16-bit operands shifted by more than 16 rotate on through the source into the destination again.
+    fn shld<N: Count, S: Operand, T: Int>(cpu, i) {
+        let count = masked::<T>(N::count(cpu, i));
+        let b = cpu.reg::<T>(i.reg).to_u64();
+        S::update(cpu, i, |f, a: T| {
+            if count == 0 {
+                return a;
             }
-            32 => {
-                let v = a << 32 | b;
-                (v << count >> 32, v >> (64 - count) & 1)
-            }
-            _ => (a << count | b >> (64 - count), a >> (64 - count) & 1),
-        };
-        let r = T::from_u64(r);
-        f.result(r, cf != 0, top::<T>(r.to_u64()) != (cf != 0), false);
-        r
-    })
-}
+            let a = a.to_u64();
+            let (r, cf) = match T::BITS {
+                16 => {
+                    let v = (a << 32 | b << 16 | a) << count;
+                    (v >> 32, v >> 48 & 1)
+                }
+                32 => {
+                    let v = a << 32 | b;
+                    (v << count >> 32, v >> (64 - count) & 1)
+                }
+                _ => (a << count | b >> (64 - count), a >> (64 - count) & 1),
+            };
+            let r = T::from_u64(r);
+            f.result(r, cf != 0, top::<T>(r.to_u64()) != (cf != 0), false);
+            r
+        })
+    }
 
-fn shrd<N: Count, S: Operand, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let count = masked::<T>(N::count(cpu, i));
-    let b = cpu.reg::<T>(i.reg).to_u64();
-    S::update(cpu, i, |f, a: T| {
-        if count == 0 {
-            return a;
-        }
-        let a = a.to_u64();
-        let (r, cf) = match T::BITS {
-            16 => {
-                let v = a << 32 | b << 16 | a;
-                (v >> count, v >> (count - 1) & 1)
+    fn shrd<N: Count, S: Operand, T: Int>(cpu, i) {
+        let count = masked::<T>(N::count(cpu, i));
+        let b = cpu.reg::<T>(i.reg).to_u64();
+        S::update(cpu, i, |f, a: T| {
+            if count == 0 {
+                return a;
             }
-            32 => {
-                let v = b << 32 | a;
-                (v >> count, v >> (count - 1) & 1)
-            }
-            _ => (a >> count | b << (64 - count), a >> (count - 1) & 1),
-        };
-        let r = T::from_u64(r);
-        f.result(r, cf != 0, top::<T>(r.to_u64()) != top::<T>(r.to_u64() << 1), false);
-        r
-    })
+            let a = a.to_u64();
+            let (r, cf) = match T::BITS {
+                16 => {
+                    let v = a << 32 | b << 16 | a;
+                    (v >> count, v >> (count - 1) & 1)
+                }
+                32 => {
+                    let v = b << 32 | a;
+                    (v >> count, v >> (count - 1) & 1)
+                }
+                _ => (a >> count | b << (64 - count), a >> (count - 1) & 1),
+            };
+            let r = T::from_u64(r);
+            f.result(r, cf != 0, top::<T>(r.to_u64()) != top::<T>(r.to_u64() << 1), false);
+            r
+        })
+    }
 }

@@ -4,7 +4,7 @@
 
 use super::hit::quick;
 use super::{Operand, Reg, operand};
-use crate::insn::{Dec, Handler, Insn, Mode, RAX, RBP, RSP, Res, SS};
+use crate::insn::{Dec, Handler, Insn, Mode, RAX, RBP, RSP, Res, SS, chains};
 use crate::state::{Cpu, Int};
 
 /// A sort of stack.
@@ -248,39 +248,41 @@ quick! {
     }
 }
 
-fn pusha<K: Stack, T: Int>(cpu: &mut Cpu, _: &Insn) -> Res {
-    let before = cpu.gpr[usize::from(RSP)];
-    for r in RAX..RAX + 8 {
-        let v = if r == RSP { T::from_u64(before) } else { cpu.reg(r) };
-        if let Err(stop) = K::push::<T>(cpu, v) {
+chains! {
+    fn pusha<K: Stack, T: Int>(cpu, _) {
+        let before = cpu.gpr[usize::from(RSP)];
+        for r in RAX..RAX + 8 {
+            let v = if r == RSP { T::from_u64(before) } else { cpu.reg(r) };
+            if let Err(stop) = K::push::<T>(cpu, v) {
+                cpu.gpr[usize::from(RSP)] = before;
+                return Err(stop);
+            }
+        }
+        Ok(())
+    }
+
+    fn popa<K: Stack, T: Int>(cpu, _) {
+        let mut values = [T::default(); 8];
+        for (n, v) in values.iter_mut().enumerate() {
+            *v = K::peek(cpu, n as u64 * u64::from(T::BYTES))?;
+        }
+        for (r, v) in (0..8).rev().zip(values) {
+            if r != RSP {
+                cpu.set_reg(r, v);
+            }
+        }
+        K::discard(cpu, 8 * u64::from(T::BYTES));
+        Ok(())
+    }
+
+    fn enter<K: Stack, T: Int>(cpu, i) {
+        let before = cpu.gpr[usize::from(RSP)];
+        let done = enter_frame::<K, T>(cpu, i);
+        if done.is_err() {
             cpu.gpr[usize::from(RSP)] = before;
-            return Err(stop);
         }
+        done
     }
-    Ok(())
-}
-
-fn popa<K: Stack, T: Int>(cpu: &mut Cpu, _: &Insn) -> Res {
-    let mut values = [T::default(); 8];
-    for (n, v) in values.iter_mut().enumerate() {
-        *v = K::peek(cpu, n as u64 * u64::from(T::BYTES))?;
-    }
-    for (r, v) in (0..8).rev().zip(values) {
-        if r != RSP {
-            cpu.set_reg(r, v);
-        }
-    }
-    K::discard(cpu, 8 * u64::from(T::BYTES));
-    Ok(())
-}
-
-fn enter<K: Stack, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let before = cpu.gpr[usize::from(RSP)];
-    let done = enter_frame::<K, T>(cpu, i);
-    if done.is_err() {
-        cpu.gpr[usize::from(RSP)] = before;
-    }
-    done
 }
 
 /// Leaves RSP anywhere if it fails.

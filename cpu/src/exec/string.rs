@@ -8,7 +8,7 @@
 use super::addr::address_mask;
 use super::{Flat, Gen, Kind, kind, width, width_code};
 use crate::flags::{DF, TF};
-use crate::insn::{Dec, END, ES, Handler, Insn, RAX, RCX, RDI, REPNE, RSI, Res};
+use crate::insn::{Dec, END, ES, Handler, Insn, RAX, RCX, RDI, REPNE, RSI, Res, chains};
 use crate::state::{Cpu, Int, Why};
 
 /// How implied operands are addressed.
@@ -90,9 +90,11 @@ fn form<O: StringOp>(i: &mut Insn, d: &Dec) -> Handler {
     }
 }
 
-fn once<O: StringOp, A: Implied, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
-    let mask = A::mask(cpu, i);
-    O::one::<A, T>(cpu, i, mask)
+chains! {
+    fn once<O: StringOp, A: Implied, T: Int>(cpu, i) {
+        let mask = A::mask(cpu, i);
+        O::one::<A, T>(cpu, i, mask)
+    }
 }
 
 fn repeat<O: StringOp, A: Implied, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {

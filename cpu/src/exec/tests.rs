@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use emu::{Access, AddressSpace, Backing, Clock, CpuBus, Ram, RamAddr, Rights, Timers, Widths};
 
-use crate::decode::decode;
+use crate::decode::{decode, decode_for, rebase};
+use crate::feature::Features;
 use crate::flags::{CF, Flags, TF, ZF};
 use crate::insn::{BLOCK, CS, DS, END, ES, RAX, RBP, RBX, RCX, RDI, RSI, RSP, SS};
 use crate::lapic::{ApicBus, Lapic};
@@ -127,7 +128,7 @@ impl Rig {
         cpu.may_io = true;
         cpu.gpr[usize::from(BLOCK)] = start;
         cpu.rip = start + code.len() as u64;
-        if (insn.exec)(cpu, &insn).is_ok() {
+        if insn.execute(cpu).is_ok() {
             return Ok(());
         }
         cpu.rip = start;
@@ -413,7 +414,7 @@ fn a_device_is_not_touched_before_the_instruction_runs_alone() {
     m.cpu.flags = Flags::from_bits(CF);
     let add = decode(&[0x01, 0x03], m.cpu.mode).unwrap();
     m.cpu.may_io = false;
-    assert!((add.exec)(&mut m.cpu, &add).is_err());
+    assert!(add.execute(&mut m.cpu).is_err());
     assert_eq!(m.cpu.why, Why::Alone);
     assert_eq!((m.counter.0.load(Ordering::Relaxed), m.cpu.flags.bits()), (0, CF));
     assert_eq!(m.run(&[0x01, 0x03]), Ok(()));
@@ -431,4 +432,74 @@ fn what_may_leave_the_block_ends_it() {
     for code in [&[0x90][..], &[0xa4], &[0xff, 0xc0], &[0xff, 0xf0], &[0x0f, 0x44, 0xc0], &[0x9c + 2]] {
         assert!(!ends(code), "{code:x?}");
     }
+}
+
+#[test]
+fn a_comparison_fused_with_a_jump_does_what_both_do() {
+    // RAX and [RBX] with ECX or an immediate: every width of CMP, TEST, INC and DEC.
+    const CODES: [&[u8]; 25] = [
+        &[0x38, 0xc8],
+        &[0x66, 0x39, 0xc8],
+        &[0x39, 0xc8],
+        &[0x48, 0x3b, 0xc1],
+        &[0x38, 0x0b],
+        &[0x48, 0x39, 0x0b],
+        &[0x3a, 0x0b],
+        &[0x3b, 0x0b],
+        &[0x3c, 0x80],
+        &[0x48, 0x3d, 0xff, 0xff, 0xff, 0x7f],
+        &[0x83, 0xf8, 0xff],
+        &[0x80, 0x3b, 0x7f],
+        &[0x48, 0x83, 0x3b, 0x00],
+        &[0x80, 0xfc, 0x7f],
+        &[0x84, 0xc8],
+        &[0x48, 0x85, 0xc0],
+        &[0xa8, 0x80],
+        &[0xa9, 0x00, 0x00, 0x00, 0x80],
+        &[0xf6, 0xc4, 0x80],
+        &[0xf7, 0x03, 0xff, 0x00, 0x00, 0x00],
+        &[0x66, 0xff, 0xc0],
+        &[0xff, 0xc0],
+        &[0x48, 0xff, 0xc8],
+        &[0xff, 0xc8],
+        &[0xfe, 0xc8],
+    ];
+    const VALUES: [u64; 8] = [0, 1, 0x7f, 0x80, 0x8000_0000, 0x7fff_ffff, u64::MAX, 1 << 63];
+    let mut fused = 0;
+    for code in CODES {
+        let mut rig = Rig::long();
+        let start = rig.cpu.rip;
+        for condition in 0..16 {
+            let jcc = [0x70 | condition, 0x10];
+            for (a, b) in VALUES.iter().flat_map(|a| VALUES.map(|b| (*a, b))) {
+                rig.write(0x8000, &a.to_le_bytes());
+                rig.cpu.rip = start;
+                for (r, v) in [(RAX, a), (RBX, 0x8000), (RCX, b)] {
+                    rig.set(r, v);
+                }
+                rig.cpu.flags = Flags::from_bits(CF | ZF);
+                rig.run(code).unwrap();
+                rig.run(&jcc).unwrap();
+                let apart = (rig.cpu.rip, rig.cpu.gpr[..16].to_vec(), rig.cpu.flags.bits());
+
+                for (r, v) in [(RAX, a), (RBX, 0x8000), (RCX, b)] {
+                    rig.set(r, v);
+                }
+                rig.cpu.flags = Flags::from_bits(CF | ZF);
+                let mode = rig.cpu.mode;
+                let both = decode_for(code, mode, Features::ALL, Some(condition)).unwrap();
+                let mut jump = decode(&jcc, mode).unwrap();
+                rebase(&mut jump, code.len() as u16);
+                fused += u32::from(both.exec as usize != decode(code, mode).unwrap().exec as usize);
+                rig.cpu.gpr[usize::from(BLOCK)] = start;
+                rig.cpu.rip = start + code.len() as u64 + 2;
+                let run = [both, jump];
+                run.as_ptr().expose_provenance();
+                assert_eq!((run[0].exec)(&mut rig.cpu, &run[0]), Ok(()));
+                let together = (rig.cpu.rip, rig.cpu.gpr[..16].to_vec(), rig.cpu.flags.bits());
+                assert_eq!(together, apart, "{code:x?} {condition:x} {a:x} {b:x}");
+            }
+        }
+    }
+    assert!(fused > 24 * 6 * 64, "only {fused} were fused at all");
 }

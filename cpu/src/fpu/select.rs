@@ -14,10 +14,11 @@ use super::load::{
 };
 use super::{Cpu, xsave};
 use crate::exec::{Base, Flat, Gen, Kind, kind};
-use crate::insn::{Dec, Handler, Insn};
+use crate::insn::{Dec, Handler, Insn, PLAIN};
 
 /// Picks the handler of an x87 instruction, EMMS, or one of the FXSAVE group.
 pub(crate) fn select(i: &mut Insn, d: &Dec) -> Option<Handler> {
+    i.flags |= PLAIN;
     match d.op {
         0x9b => Some(Cpu::fwait),
         0x0f77 => (!d.p66 && d.rep == 0).then_some(emms as Handler),

@@ -54,7 +54,7 @@ pub(crate) fn run(cpu: &mut Cpu, code: &[u8]) -> Result<(), u8> {
     cpu.gpr[usize::from(BLOCK)] = CODE;
     cpu.rip = CODE + u64::from(i.len);
     cpu.why = Why::None;
-    (i.exec)(cpu, &i).map_err(|Stop| match cpu.why {
+    i.execute(cpu).map_err(|Stop| match cpu.why {
         Why::Fault(f) => f.vector,
         why => panic!("{why:?}"),
     })
@@ -136,7 +136,7 @@ fn without_numeric_error_mode_the_processor_waits_for_irq_13() {
     cpu.rip = CODE + 1;
     // In the middle of a block the run loop cannot take the interrupt.
     cpu.may_io = false;
-    assert_eq!((i.exec)(&mut cpu, &i), Err(Stop));
+    assert_eq!(i.execute(&mut cpu), Err(Stop));
     assert_eq!((cpu.why, cpu.fpu.ferr), (Why::Alone, false));
     (cpu.may_io, cpu.why) = (true, Why::None);
     let rises = Arc::new(AtomicUsize::new(0));
@@ -145,7 +145,7 @@ fn without_numeric_error_mode_the_processor_waits_for_irq_13() {
         count.fetch_add(1, Ordering::Relaxed);
     });
     for _ in 0..2 {
-        assert_eq!((i.exec)(&mut cpu, &i), Err(Stop));
+        assert_eq!(i.execute(&mut cpu), Err(Stop));
         assert_eq!((cpu.why, cpu.rip, rises.load(Ordering::Relaxed)), (Why::None, CODE, 1));
     }
     // The handler of IRQ 13 writes port F0h, and may use the x87 then.
@@ -154,7 +154,7 @@ fn without_numeric_error_mode_the_processor_waits_for_irq_13() {
     assert!(!cpu.fpu.ferr);
     // It was asserted for that error only.
     divide_by_zero(&mut cpu);
-    assert_eq!((i.exec)(&mut cpu, &i), Err(Stop));
+    assert_eq!(i.execute(&mut cpu), Err(Stop));
     assert_eq!((cpu.error_pins.ignored(), rises.load(Ordering::Relaxed)), (false, 2));
 }
 

@@ -17,7 +17,7 @@ use super::partial::{
 };
 use super::string::pcmpstr;
 use crate::exec::{self, Base, Flat, Gen, Kind, kind};
-use crate::insn::{Dec, Handler, Insn, RDI, ZERO};
+use crate::insn::{Dec, Handler, Insn, PLAIN, RDI, ZERO};
 
 /// `f::<P.., place, T..>` for the operand that ModRM.rm names, with a handler of its own for each way of addressing.
 macro_rules! at {
@@ -70,6 +70,7 @@ fn prefix(d: &Dec) -> Prefix {
 
 /// Picks the handler of an MMX or SSE instruction.
 pub(crate) fn select(i: &mut Insn, d: &Dec) -> Option<Handler> {
+    i.flags |= PLAIN;
     match d.op {
         0x0f10..=0x0f17 | 0x0f28 | 0x0f29 | 0x0f2b | 0x0f50 | 0x0f6e | 0x0f6f | 0x0f7e | 0x0f7f => moves(i, d),
         0x0fd6 | 0x0fd7 | 0x0fe7 | 0x0ff0 | 0x0ff7 => moves(i, d),
