@@ -5,7 +5,7 @@ use crate::cpu::{self, inb, outb};
 use crate::report::{Bad, Verdict};
 use crate::serial::{COM1, IER, IIR};
 use crate::time::{self, PIT_HZ};
-use crate::{apic, cmos, ensure, good, mem, pic, skip, trap};
+use crate::{apic, catch, cmos, ensure, good, mem, pic, skip, text, trap, x87};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const VECTOR: u8 = 0x50;
@@ -160,6 +160,57 @@ pub fn check_pic_poll() -> Verdict {
     ensure!(answer == 0x80, "poll answers {answer:#x}");
     ensure!(service & 1 == 1 && after & 1 == 0, "in service {service:#x}, after EOI {after:#x}");
     good!("IRQ 0 by poll")
+}
+
+// The ordinary entry saves the x87 unit and puts it back, error and all. This one is what systems had then.
+core::arch::global_asm!(
+    ".text",
+    ".globl irq13",
+    "irq13:",
+    "push rax",
+    "inc qword ptr [rip + {count}]",
+    "out 0xf0, al",
+    // Passes while IGNNE# is asserted.
+    "fwait",
+    "fnclex",
+    "mov al, 0x20",
+    "out 0xa0, al",
+    "out 0x20, al",
+    "pop rax",
+    "iretq",
+    count = sym X87_ERRORS,
+);
+
+static X87_ERRORS: AtomicU64 = AtomicU64::new(0);
+
+unsafe extern "C" {
+    fn irq13();
+}
+
+/// With CR0.NE clear an x87 error is IRQ 13, and a write to port F0 lets its handler use the unit.
+pub fn check_pic_irq13() -> Verdict {
+    const NE: u64 = 1 << 5;
+    let vector = pic::vector(13);
+    X87_ERRORS.store(0, Relaxed);
+    trap::set_gate(vector, irq13 as *const () as u64, 1, 0);
+    cpu::set_cr0(cpu::cr0() & !NE);
+    pic::open(1 << 13);
+    let error = || {
+        catch!("fninit", "mov word ptr [{p}], 0x037b", "fldcw [{p}]", "fld1", "fldz", "fdivp st(1), st(0)", "sti",
+            "nop", "fwait", "cli"; p = in(reg) x87::area())
+    };
+    let caught = [error(), error()];
+    cpu::cli();
+    pic::open(0);
+    trap::reset_gate(vector);
+    let taken = X87_ERRORS.load(Relaxed);
+    match caught.into_iter().flatten().next() {
+        Some(c) if c.vector == trap::MF => skip!("#MF all the same"),
+        Some(c) => return Err(Bad::Fail(text!("exception {} at {:#x}", c.vector, c.rip))),
+        None => {}
+    }
+    ensure!(taken == 2, "{taken} interrupts for two errors");
+    good!("an interrupt for each error, answered by port F0")
 }
 
 /// An acknowledge cycle with nothing pending yields vector 7 and leaves the service register alone. The I/O APIC's

@@ -57,6 +57,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("pic-irq8", intr::check_pic_irq8),
     ("pic-priority", intr::check_pic_priority),
     ("pic-poll", intr::check_pic_poll),
+    ("pic-irq13", intr::check_pic_irq13),
     ("hpet-irq", timers::check_hpet_irq),
     ("lapic", intr::check_apic),
     ("lapic-ipi", intr::check_ipi),
