@@ -122,6 +122,29 @@ mod tests {
         assert_eq!(with_field(0x600, "number", 0x3a), 0x0003_06a0);
     }
 
+    #[test]
+    fn the_manual_lists_every_model_with_its_signature_and_features() {
+        let rows = include_str!("../../docs/processors.md").lines().filter(|line| line.starts_with("| `"));
+        let mut listed = Vec::new();
+        for row in rows {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let named = |name: &str| Model::named(name.trim_matches('`')).expect(row);
+            let model = named(cells[1]);
+            let signature = cells[3].split(' ').next().expect(row);
+            assert_eq!(u32::from_str_radix(signature, 16), Ok(model.signature), "{row}");
+            if let Some((base, more)) = cells[4].split_once(':') {
+                let words = more.split('(').next().expect(row).split_whitespace();
+                let more: Vec<Feature> = words.map(|word| Feature::named(word).expect(word)).collect();
+                assert_eq!(named(base).features.with(&more), model.features, "{row}");
+            }
+            listed.push(model.name);
+        }
+        listed.sort_unstable();
+        let mut all = models();
+        all.sort_unstable();
+        assert_eq!(listed, all);
+    }
+
     fn read(settings: &[&str]) -> Result<Model, String> {
         let node = crate::config::from_settings(&[&["name=x"], settings].concat(), true).map_err(|e| e.to_string())?;
         Ok(model(&node).expect("checked"))

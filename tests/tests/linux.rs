@@ -42,11 +42,24 @@ fn i386_pae_on_four_processors_does_all_its_work_and_reboots() {
 }
 
 #[test]
-fn i386_on_the_440bx_board_with_the_8259_halts() {
-    let args = "noapic nolapic end=halt".to_owned();
-    let Some(ended) = boot(&Row { kernel: "686", settings: &["board=440bx"], args, seconds: 400 }) else { return };
-    assert_eq!(ended.result("init").0, "pass");
+fn i386_on_a_pentium_pro_and_the_440bx_board_with_the_8259_halts() {
+    let args = "noapic nolapic test=float float.terms=200 float.digits=10 end=halt".to_owned();
+    let settings = &["board=440bx", "cpu.model=pentium-pro"];
+    let Some(ended) = boot(&Row { kernel: "686", settings, args, seconds: 400 }) else { return };
+    assert_eq!((ended.result("init").0, ended.result("float").0), ("pass", "pass"));
+    assert!(ended.console.contains("Intel Pentium Pro (family: 0x6, model: 0x1"), "{}", ended.console);
+    assert!(ended.console.contains("x87 FPU will use FSAVE"), "{}", ended.console);
     assert_eq!(ended.status, 2, "{}", ended.stderr);
+}
+
+#[test]
+fn amd64_on_an_opteron_powers_off() {
+    let args = "test=float,dmesg float.terms=200 float.digits=10 end=poweroff".to_owned();
+    let row = Row { kernel: "amd64", settings: &["cpu.model=opteron"], args, seconds: 400 };
+    let Some(ended) = boot(&row) else { return };
+    assert_eq!(ended.failures(), Vec::<&str>::new());
+    assert!(ended.console.contains("AMD Opteron(tm) Processor 246"), "{}", ended.console);
+    assert_eq!(ended.status, 1, "{}", ended.stderr);
 }
 
 #[test]

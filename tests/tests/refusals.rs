@@ -43,6 +43,15 @@ fn a_truncated_kernel_and_one_that_cannot_fit_are_refused_with_the_reason() {
 }
 
 #[test]
+fn a_64_bit_kernel_is_refused_on_a_32_bit_processor() {
+    for name in ["linux-amd64/vmlinuz", "memtest86+x64.bin"] {
+        let Some(kernel) = guest(name) else { return };
+        let ended = run(&["--kernel", &kernel, "-o", "cpu.model=pentium3"], 20);
+        refused(&ended, &[name, "64-bit kernel", "the guest's processor has no long mode"]);
+    }
+}
+
+#[test]
 fn check_prints_every_fault_with_line_and_column() {
     let toml = "name = 'x'\ncpus = 0\nmemory = '12Q'\nprofil = 'pc'\n[boot]\nkernel = '/nowhere'\n";
     let path = file("guest.toml", toml.as_bytes());
