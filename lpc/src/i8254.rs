@@ -5,9 +5,11 @@
 //! latches, read-back. A counter's value is computed from the machine's clock when it is read; only counter 0 needs a
 //! timer. Counts load at once instead of with the next clock pulse; the difference is below a microsecond.
 //!
-//! A late tick keeps its phase: the next edge is counted from where this one should have been. Edges that the 8259 could
-//! not tell apart are lost, as on the chip. FreeBSD latches counter 0 for DELAY and wants it monotone; OpenBSD calibrates
-//! the local APIC against it.
+//! A tick that the host serves late keeps its phase: the next edge is counted from where this one should have been. Ticks
+//! that it missed altogether are caught up, one for each that comes in time, a quarter of a period after it, so that the
+//! 8259 can tell them apart: kernels before tickless ones keep time by counting them. More than a second's worth is
+//! dropped. What the guest itself is late for is lost, as on the chip. FreeBSD latches counter 0 for DELAY and wants it
+//! monotone; OpenBSD calibrates the local APIC against it.
 
 use std::sync::Arc;
 
@@ -232,6 +234,26 @@ impl Counter {
     }
 }
 
+/// The periodic modes.
+impl Counter {
+    /// Whole periods since the present counting started.
+    fn periods(&self, now: u64) -> u64 {
+        if matches!(self.mode, 2 | 3) && self.count > 0 { self.gone(now) / u64::from(self.count) } else { 0 }
+    }
+
+    /// The next count at which a quarter of a period has passed; the output is high then.
+    fn next_quarter(&self, now: u64) -> Option<u64> {
+        let n = u64::from(self.count);
+        let quarter = now - self.gone(now) % n + n / 4;
+        Some(if quarter > now { quarter } else { quarter + n })
+    }
+
+    /// What counting goes by.
+    fn course(&self) -> (u8, u32, u64, bool) {
+        (self.mode, self.count, self.started, self.stopped.is_some())
+    }
+}
+
 fn to_bcd(v: u64) -> u16 {
     (v % 10 | v / 10 % 10 << 4 | v / 100 % 10 << 8 | v / 1000 % 10 << 12) as u16
 }
@@ -245,6 +267,9 @@ struct Regs {
     counters: [Counter; 3],
     /// Port 61 bits 0 to 3.
     port61: u8,
+    /// Edges on IRQ 0 since counter 0 started to count periods.
+    #[serde(default)]
+    ticks: u64,
 }
 
 impl Regs {
@@ -283,6 +308,9 @@ impl I8254 {
     fn update(&mut self, now: u64) {
         let c = &self.regs.counters[0];
         let out = c.output(now);
+        if out && !self.irq0.level() {
+            self.regs.ticks += 1;
+        }
         self.irq0.set(out);
         let next = match (c.mode, out) {
             // Square wave and strobes also have to fall, for the edge to come again.
@@ -295,6 +323,9 @@ impl I8254 {
             }
             _ => c.next_rise(now),
         };
+        let periods = c.periods(now);
+        self.regs.ticks = self.regs.ticks.max(periods.saturating_sub(HZ / u64::from(c.count.max(1))));
+        let next = if self.regs.ticks < periods { next.min(c.next_quarter(now)) } else { next };
         self.tick.set(next.map_or(u64::MAX, to_ns));
     }
 }
@@ -323,6 +354,7 @@ impl Device for I8254 {
             self.regs.counters[2].set_gate(value & 1 != 0, now);
             return;
         }
+        let course = self.regs.counters[0].course();
         match offset {
             0..=2 => self.regs.counters[offset as usize].write(value, now),
             _ if value >> 6 == 3 => {
@@ -350,6 +382,11 @@ impl Device for I8254 {
         }
         if offset == 0 || offset == 3 {
             self.update(now);
+            // Nothing is owed of what the guest has ended.
+            if self.regs.counters[0].course() != course {
+                self.regs.ticks = self.regs.counters[0].periods(now);
+                self.update(now);
+            }
         }
     }
 
@@ -370,6 +407,7 @@ impl Device for I8254 {
         self.regs = Regs::power_on();
         self.regs.counters[..2].iter_mut().for_each(|c| c.started = now);
         self.update(now);
+        self.regs.ticks = 0;
     }
 
     fn state(&mut self) -> &mut dyn State {
@@ -423,15 +461,61 @@ mod tests {
     }
 
     #[test]
-    fn ticks_that_are_served_late_keep_their_phase() {
+    fn ticks_that_the_host_missed_are_caught_up_one_by_one_in_phase() {
+        for control in [0x34, 0x36] {
+            let mut bench = rig();
+            load(&mut bench, control, 10_000);
+            bench.edges(0);
+            bench.machine.clock().set(to_ns(35_000));
+            bench.machine.timers.run_due();
+            // A square wave is low in the second half of its period.
+            let mut ticks = bench.edges(0);
+            assert_eq!(ticks, usize::from(control == 0x34), "the chip cannot hold more than one");
+            let mut edges = Vec::new();
+            for at in (35_500..90_000).step_by(500) {
+                bench.advance(to_ns(at) + 10 - bench.machine.clock().now());
+                let n = bench.edges(0);
+                assert!(n <= 1, "the 8259 would see one edge of two");
+                edges.extend((n > 0).then_some(at));
+                ticks += n;
+            }
+            assert!(edges.starts_with(&[40_000, 42_500, 50_000, 52_500, 60_000]), "{control:02x} {edges:?}");
+            assert!(edges.ends_with(&[70_000, 80_000]), "{control:02x} {edges:?}");
+            assert_eq!(ticks, 8, "{control:02x}");
+        }
+    }
+
+    #[test]
+    fn no_more_than_a_second_is_caught_up_and_nothing_across_a_new_count() {
+        let mut bench = rig();
+        load(&mut bench, 0x34, 1193);
+        bench.edges(0);
+        bench.machine.clock().set(600 * NS);
+        bench.machine.timers.run_due();
+        bench.advance(10 * NS);
+        let ticks = bench.edges(0) as u64;
+        assert!((11_000..=11_010).contains(&ticks), "{ticks}");
+        bench.machine.clock().set(620 * NS);
+        load(&mut bench, 0x34, 11_932);
+        bench.edges(0);
+        bench.advance(NS);
+        assert_eq!(bench.edges(0), 99);
+    }
+
+    #[test]
+    fn a_look_at_the_counter_does_not_cost_a_tick() {
         let mut bench = rig();
         load(&mut bench, 0x34, 10_000);
         bench.edges(0);
-        bench.machine.clock().set(to_ns(35_000));
-        bench.machine.timers.run_due();
-        assert_eq!(bench.edges(0), 1, "the chip cannot hold more than one");
-        bench.advance(to_ns(40_000) - to_ns(35_000) + 10);
-        assert_eq!(bench.edges(0), 1);
+        // The guest is faster than the thread that serves the timers.
+        for at in [10_500, 20_500] {
+            bench.machine.clock().set(to_ns(at));
+            bench.outb(0x43, 0);
+            bench.inb(0x40);
+            bench.inb(0x40);
+        }
+        bench.advance(to_ns(100_000) + 10 - bench.machine.clock().now());
+        assert_eq!(bench.edges(0), 10);
     }
 
     #[test]

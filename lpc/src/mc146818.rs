@@ -14,6 +14,8 @@ use emu::{Device, Event, IrqLine, ResetKind, Slot, State, Timer, Widths};
 use serde::{Deserialize, Serialize};
 
 const NS: u64 = 1_000_000_000;
+/// The time base.
+const CRYSTAL: u64 = 32_768;
 
 const REG_A: usize = 0x0a;
 const REG_B: usize = 0x0b;
@@ -54,6 +56,9 @@ struct Regs {
     stopped: bool,
     /// When periodic ticks are counted from.
     phase: u64,
+    /// Those that a poller of register C has seen.
+    #[serde(default)]
+    seen: u64,
 }
 
 impl Default for Regs {
@@ -62,7 +67,7 @@ impl Default for Regs {
         cmos[REG_A] = 0x26;
         cmos[REG_B] = B_24H;
         cmos[REG_D] = 0x80;
-        Regs { index: 0, index2: 0, cmos, base: 0, epoch: 0, stopped: false, phase: 0 }
+        Regs { index: 0, index2: 0, cmos, base: 0, epoch: 0, stopped: false, phase: 0, seen: 0 }
     }
 }
 
@@ -147,7 +152,7 @@ impl Regs {
             + self.decode(r(0))
     }
 
-    /// Nanoseconds between periodic ticks.
+    /// Cycles of 32768 Hz between periodic ticks. Most of them are no whole number of nanoseconds.
     fn period(&self) -> Option<u64> {
         let rate = self.cmos[REG_A] & 15;
         if rate == 0 || self.stopped_divider() {
@@ -155,7 +160,18 @@ impl Regs {
         }
         // Rates 1 and 2 are those of 8 and 9.
         let rate = if rate < 3 { rate + 7 } else { rate };
-        Some((NS << (rate - 1)) / 32_768)
+        Some(1 << (rate - 1))
+    }
+
+    /// Periodic ticks up to now.
+    fn ticks(&self, now: u64, period: u64) -> u64 {
+        let ns = now.saturating_sub(self.phase);
+        (u128::from(ns) * u128::from(CRYSTAL) / u128::from(NS * period)) as u64
+    }
+
+    /// When periodic tick `n` comes.
+    fn tick_at(&self, n: u64, period: u64) -> u64 {
+        self.phase + (u128::from(n) * u128::from(NS * period)).div_ceil(u128::from(CRYSTAL)) as u64
     }
 
     fn stopped_divider(&self) -> bool {
@@ -229,8 +245,8 @@ impl Mc146818 {
         }
         match self.regs.period() {
             Some(period) if self.regs.b() & B_PIE != 0 => {
-                let ticks = now.saturating_sub(self.regs.phase) / period;
-                self.periodic.set(self.regs.phase + (ticks + 1) * period);
+                let ticks = self.regs.ticks(now, period);
+                self.periodic.set(self.regs.tick_at(ticks + 1, period));
             }
             _ => self.periodic.cancel(),
         }
@@ -268,9 +284,9 @@ impl Mc146818 {
         }
         if let Some(period) = self.regs.period()
             && self.regs.b() & B_PIE == 0
-            && now.saturating_sub(self.regs.phase) >= period
+            && self.regs.ticks(now, period) > self.regs.seen
         {
-            self.regs.phase = now - (now - self.regs.phase) % period;
+            self.regs.seen = self.regs.ticks(now, period);
             flags |= C_PF;
         }
         flags
@@ -291,7 +307,7 @@ impl Mc146818 {
             }
             REG_A => {
                 self.regs.cmos[REG_A] = value & 0x7f;
-                self.regs.phase = now;
+                (self.regs.phase, self.regs.seen) = (now, 0);
                 self.run_or_stop(now);
             }
             REG_B => {
@@ -469,6 +485,52 @@ mod tests {
         b.edges(8);
         b.advance(NS);
         assert_eq!(b.edges(8), 1);
+    }
+
+    #[test]
+    fn the_fastest_rate_does_not_drift_in_ten_minutes() {
+        let mut b = rig();
+        put(&mut b, 0x0a, 0x23);
+        put(&mut b, 0x0b, 0x42);
+        let start = b.machine.clock().now();
+        let mut ticks = 0;
+        while b.machine.clock().now() < start + 600 * NS {
+            let next = b.machine.timers.next().min(start + 600 * NS);
+            b.advance(next - b.machine.clock().now());
+            if b.irq(8) {
+                ticks += 1;
+                get(&mut b, 0x0c);
+            }
+        }
+        assert_eq!(ticks, 600 * 8192);
+    }
+
+    #[test]
+    fn ticks_that_come_too_late_are_one_and_the_next_is_in_phase() {
+        let mut b = rig();
+        put(&mut b, 0x0a, 0x26);
+        put(&mut b, 0x0b, 0x42);
+        let start = b.machine.clock().now();
+        b.machine.clock().set(start + NS / 2 + 1000);
+        b.machine.timers.run_due();
+        assert_eq!(b.edges(8), 1);
+        get(&mut b, 0x0c);
+        b.advance(NS / 1024 - 1001);
+        assert_eq!(b.edges(8), 0);
+        b.advance(2);
+        assert_eq!(b.edges(8), 1);
+    }
+
+    #[test]
+    fn a_poller_sees_each_tick_once() {
+        let mut b = rig();
+        put(&mut b, 0x0a, 0x23);
+        let mut ticks = 0;
+        for _ in 0..100_000 {
+            b.advance(10_000);
+            ticks += u32::from(get(&mut b, 0x0c) & 0x40 != 0);
+        }
+        assert_eq!(ticks, 8192);
     }
 
     #[test]
