@@ -153,6 +153,11 @@ impl Rig {
     /// A machine whose processor 0 is to start with `write` at [`ENTRY`]. A handler for each of `vectors` reports its
     /// vector.
     fn new(make: Make, cpus: u32, vectors: &[u8], write: impl FnOnce(&mut Listing)) -> Rig {
+        Rig::with(Clock::running(), make, cpus, vectors, write)
+    }
+
+    /// As [`Rig::new`], by another clock.
+    fn with(clock: Arc<Clock>, make: Make, cpus: u32, vectors: &[u8], write: impl FnOnce(&mut Listing)) -> Rig {
         let mut listing = Listing::default();
         for (n, vector) in vectors.iter().enumerate() {
             listing.org(HANDLERS + 16 * n as u32).out(REPORT, *vector).op(Op::Iret);
@@ -175,7 +180,7 @@ impl Rig {
         let last = RamAddr(block.start.0 + MEMORY - 0x1000);
         let top = space.add_memory(0, 0x1000, 0, Rights::ReadWrite, Backing::Ram(last));
         space.enable(top, TOP.into(), true);
-        let machine = Machine::new(space, Clock::running());
+        let machine = Machine::new(space, clock);
         let (tell, seen) = channel();
         machine.plug_with("tester", None, Backends::default(), |slot| Ok(Tester::create(slot, tell))).unwrap();
 
@@ -731,6 +736,20 @@ pub(crate) use suite;
 mod soft {
     use crate::Soft;
     crate::conformance::suite!(|_: &super::Listing| Box::new(Soft));
+
+    #[test]
+    fn by_the_instruction_clock_a_doorbell_is_heard_before_the_next_instruction() {
+        use super::*;
+        let soft = |_: &Listing| -> Box<dyn Hypervisor> { Box::new(Soft) };
+        let rig = Rig::with(Clock::instructions(), &soft, 1, &[], |l| {
+            l.mov(DX, BELL).mov(AX, 0).op(Op::Out(2)).mov(DX, REPORT).op(Op::Out(2)).mov(DX, BELL);
+            // Two at once are two: the first is heard before the second rings.
+            l.op(Op::Out(2)).op(Op::Out(2)).out(REPORT, 1).op(Op::Hlt);
+        });
+        let _runner = rig.run();
+        let first = Seen::Out(REPORT, 2, 0);
+        rig.expect(&[Seen::Bell, first, Seen::Bell, Seen::Bell, report(1)]);
+    }
 }
 
 mod mock {
