@@ -12,6 +12,8 @@
 //! programs may disregard). When the host fails a request the guest sees a device error and the log says why.
 
 mod raw;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::io;
