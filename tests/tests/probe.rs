@@ -126,5 +126,6 @@ fn the_demo_finds_its_machine_and_succeeds() {
     let ended = run(&["demo"], 60);
     assert!(ended.console.contains("All is well."), "{}", ended.console);
     assert!(ended.console.contains("8086:1237"), "{}", ended.console);
+    assert!(ended.console.contains("4 MiB, has a boot sector, read by PIO and DMA"), "{}", ended.console);
     assert_eq!(ended.status, 0);
 }

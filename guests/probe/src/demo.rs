@@ -149,12 +149,18 @@ fn devices() -> crate::report::Text {
             if d.packet {
                 println!("{header} IDE {place}: {} (removable, ATAPI)", d.model.as_str().trim());
             } else {
-                let boots = match d.signature() {
-                    Some(0xaa55) => "has a boot sector",
-                    Some(_) => "has no boot sector",
-                    None => "cannot be read",
+                let kind = match d.read_pio() {
+                    Some((pio, boots)) => {
+                        let dma = match d.read_dma() {
+                            Some(Ok(dma)) if dma == pio => "read by PIO and DMA",
+                            Some(_) => "WRONG: DMA reads something else",
+                            None => "read by PIO",
+                        };
+                        text!("{} boot sector, {dma} ({pio:08x})", if boots { "has a" } else { "has no" })
+                    }
+                    None => text!("cannot be read"),
                 };
-                println!("{header} IDE {place}: {}, {}, {boots}", d.model.as_str().trim(), size(d.sectors * 512));
+                println!("{header} IDE {place}: {}, {}, {kind}", d.model.as_str().trim(), size(d.sectors * 512));
             }
             header = "          ";
         }

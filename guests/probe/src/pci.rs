@@ -48,6 +48,12 @@ impl Function {
         outl(DATA, value);
     }
 
+    /// Lets the function reach memory.
+    pub fn enable_bus_master(self) {
+        let command = self.read(4) & 0xffff;
+        self.write(4, command | 4);
+    }
+
     /// Vendor in the lower half, device in the upper.
     pub fn ids(self) -> u32 {
         self.read(0)
