@@ -1,0 +1,198 @@
+//! Disks and CD-ROM drives under Linux's drivers. What the guest says it wrote, the host looks for in the images.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::Command;
+
+use machine_tests::{Ended, guest, run};
+
+const MIB: usize = 1 << 20;
+
+/// What tests/guests/src/stream.c makes.
+fn stream(len: usize) -> Vec<u8> {
+    let mut x = 88_172_645_463_325_252u64;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        bytes.extend(x.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// An image that goes with the test.
+struct Image(PathBuf);
+
+impl Image {
+    fn new(name: &str) -> Image {
+        Image(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.img", std::process::id())))
+    }
+
+    /// An empty disk.
+    fn empty(name: &str, len: usize) -> Image {
+        let image = Image::new(name);
+        File::create(&image.0).and_then(|f| f.set_len(len as u64)).expect("a scratch file");
+        image
+    }
+
+    fn with(name: &str, bytes: &[u8]) -> Image {
+        let image = Image::new(name);
+        std::fs::write(&image.0, bytes).expect("a scratch file");
+        image
+    }
+
+    fn path(&self) -> String {
+        self.0.display().to_string()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        std::fs::read(&self.0).expect("the image")
+    }
+
+    /// Whether it starts with so many bytes of the stream.
+    fn has_stream(&self, len: usize) -> bool {
+        let mut start = vec![0; len];
+        File::open(&self.0).and_then(|mut f| f.read_exact(&mut start)).expect("the image");
+        start == stream(len)
+    }
+
+    /// What e2fsck(8) says against it; nothing where there is none.
+    fn fsck(&self) -> String {
+        match Command::new("e2fsck").args(["-f", "-n", &self.path()]).output() {
+            Ok(out) if out.status.success() => String::new(),
+            Ok(out) => String::from_utf8_lossy(&out.stdout).into_owned(),
+            Err(_) => String::new(),
+        }
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Linux with these settings, by the instruction clock.
+fn boot(kernel: &str, settings: &[String], args: &str) -> Option<Ended> {
+    let arch = if kernel == "amd64" { "amd64" } else { "i386" };
+    let (kernel, initrd) = (guest(&format!("linux-{kernel}/vmlinuz"))?, guest(&format!("initramfs-{arch}.cpio"))?);
+    let mut words = vec!["--kernel".to_owned(), kernel, "--initrd".to_owned(), initrd, "--stats".to_owned()];
+    for s in settings.iter().map(String::as_str).chain(["clock=instructions"]) {
+        words.extend(["-o".to_owned(), s.to_owned()]);
+    }
+    words.extend(["--args".to_owned(), format!("console=ttyS0 {args} end=poweroff")]);
+    let ended = run(&words, 900);
+    assert_eq!(ended.failures(), Vec::<&str>::new(), "{}", ended.console);
+    assert_eq!((ended.result("init").0, ended.result("dmesg").0), ("pass", "pass"), "{}", ended.console);
+    Some(ended)
+}
+
+/// A disc with one file, STREAM.BIN (ECMA-119).
+fn iso(file: &[u8]) -> Vec<u8> {
+    const ROOT: u32 = 20;
+    let both16 = |n: u16| [n.to_le_bytes(), n.to_be_bytes()].concat();
+    let both32 = |n: u32| [n.to_le_bytes(), n.to_be_bytes()].concat();
+    let record = |extent: u32, len: u32, directory: bool, name: &[u8]| {
+        let mut r = vec![0, 0];
+        r.extend(both32(extent));
+        r.extend(both32(len));
+        r.extend([126, 1, 1, 0, 0, 0, 0, u8::from(directory) << 1, 0, 0]);
+        r.extend(both16(1));
+        r.push(name.len() as u8);
+        r.extend(name);
+        r.resize(r.len().next_multiple_of(2), 0);
+        r[0] = r.len() as u8;
+        r
+    };
+    let blocks = ROOT + 1 + file.len().div_ceil(2048) as u32;
+    let mut disc = vec![0; blocks as usize * 2048];
+    let mut put = |at: usize, bytes: &[u8]| disc[at..at + bytes.len()].copy_from_slice(bytes);
+    let volume = 16 * 2048;
+    put(volume, b"\x01CD001\x01");
+    put(volume + 8, &[b' '; 64]);
+    put(volume + 80, &both32(blocks));
+    for (at, n) in [(120, 1), (124, 1), (128, 2048)] {
+        put(volume + at, &both16(n));
+    }
+    put(volume + 132, &both32(10));
+    put(volume + 140, &18u32.to_le_bytes());
+    put(volume + 148, &19u32.to_be_bytes());
+    put(volume + 156, &record(ROOT, 2048, true, &[0]));
+    put(volume + 190, &[b' '; 623]);
+    put(volume + 881, &[1]);
+    put(17 * 2048, b"\xffCD001\x01");
+    put(18 * 2048, &[&[1, 0][..], &ROOT.to_le_bytes(), &[1, 0, 0, 0]].concat());
+    put(19 * 2048, &[&[1, 0][..], &ROOT.to_be_bytes(), &[0, 1, 0, 0]].concat());
+    let entries = [
+        record(ROOT, 2048, true, &[0]),
+        record(ROOT, 2048, true, &[1]),
+        record(ROOT + 1, file.len() as u32, false, b"STREAM.BIN;1"),
+    ];
+    put(ROOT as usize * 2048, &entries.concat());
+    put((ROOT as usize + 1) * 2048, file);
+    disc
+}
+
+#[test]
+fn four_processors_fill_disks_by_dma_twice_in_the_same_way() {
+    let mut runs = Vec::new();
+    for n in 0..2 {
+        let (raw, files) = (Image::empty(&format!("dma-{n}"), 8 * MIB), Image::empty(&format!("files-{n}"), 24 * MIB));
+        let settings =
+            ["cpus=4".to_owned(), format!("disk.0.path={}", raw.path()), format!("disk.1.path={}", files.path())];
+        let Some(ended) = boot("amd64", &settings, "test=disk,dmesg disk.mib=4 disk.blocks=8") else { return };
+        assert!(ended.result("disk").1.contains("sectors=16384 mode=XFER_MW_DMA_2"), "{}", ended.result("disk").1);
+        assert!(raw.has_stream(4 * MIB), "the image is not what the guest wrote");
+        assert_eq!(files.fsck(), "");
+        runs.push((ended.instructions(), ended.console, raw.bytes(), files.bytes()));
+    }
+    assert_eq!(runs[0].0, runs[1].0, "instructions");
+    assert_eq!(runs[0].1, runs[1].1);
+    assert!(runs[0].2 == runs[1].2 && runs[0].3 == runs[1].3, "the images differ");
+}
+
+#[test]
+fn linux_fills_a_disk_by_pio() {
+    let raw = Image::empty("pio", 3 * MIB);
+    let settings = [format!("disk.0.path={}", raw.path())];
+    let args = "test=disk,dmesg disk.mib=3 disk.blocks=4 disk.dma=0";
+    let Some(ended) = boot("amd64", &settings, args) else { return };
+    assert!(ended.result("disk").1.contains("mode=XFER_PIO_4"), "{}", ended.result("disk").1);
+    assert!(raw.has_stream(3 * MIB), "the image is not what the guest wrote");
+}
+
+#[test]
+fn on_the_440bx_board_a_disk_does_ultra_dma_beside_a_cd() {
+    // Not a whole number of sectors.
+    let disc = Image::with("disc", &iso(&stream(MIB + 1000)));
+    let raw = Image::empty("udma", 2 * MIB + 100);
+    let settings =
+        ["board=440bx".to_owned(), format!("disk.0.path={}", raw.path()), format!("cd.0.path={}", disc.path())];
+    let args = "test=cd,disk,dmesg disk.mib=2 disk.blocks=4";
+    let Some(ended) = boot("686-pae", &settings, args) else { return };
+    assert!(ended.result("disk").1.contains("sectors=4097 mode=XFER_UDMA_2"), "{}", ended.result("disk").1);
+    assert!(raw.has_stream(2 * MIB), "the image is not what the guest wrote");
+    assert!(ended.result("cd").1.contains("bytes=1049576 "), "{}", ended.result("cd").1);
+    assert!(ended.result("cd").1.contains("bhyve-rs CD-ROM"), "{}", ended.result("cd").1);
+}
+
+#[test]
+fn a_cd_is_read_by_pio() {
+    let disc = Image::with("disc-pio", &iso(&stream(300_000)));
+    let settings = [format!("cd.0.path={}", disc.path())];
+    let Some(ended) = boot("686", &settings, "test=cd,dmesg disk.dma=0") else { return };
+    assert!(ended.result("cd").1.contains("bytes=300000 "), "{}", ended.result("cd").1);
+}
+
+#[test]
+fn one_image_is_not_given_to_two_machines() {
+    let raw = Image::empty("shared", MIB);
+    let disk = format!("disk.0.path={}", raw.path());
+    let Some(kernel) = guest("linux-amd64/vmlinuz") else { return };
+    let twice = run(&["--kernel", &kernel, "-o", &disk, "-o", &disk.replace("disk.0", "disk.1")], 60);
+    assert_eq!(twice.status, 4);
+    assert!(twice.stderr.contains(&raw.path()) && twice.stderr.contains("in use"), "{}", twice.stderr);
+}
