@@ -25,6 +25,8 @@ pub enum Event {
     Timer(u32),
     /// A disk request is finished.
     Done(crate::backend::Completion),
+    /// The medium of the disk of this unit was changed or taken out, by somebody outside the machine.
+    Medium(usize),
     /// Bytes came in at a character backend.
     Chars(Vec<u8>),
     /// The character backend that was full takes bytes again.

@@ -327,14 +327,25 @@ impl Device for PiixIde {
     }
 
     fn event(&mut self, event: Event) {
-        let Event::Done(completion) = event else { return };
-        let n = drive_of_tag(completion.tag);
-        let channel = &mut self.channels[n / 2];
-        if let Some(drive) = &mut channel.drives[n % 2] {
-            drive.done(completion);
-            channel.s.master.moved();
+        match event {
+            Event::Done(completion) => {
+                let n = drive_of_tag(completion.tag);
+                let channel = &mut self.channels[n / 2];
+                if let Some(drive) = &mut channel.drives[n % 2] {
+                    drive.done(completion);
+                    channel.s.master.moved();
+                }
+                channel.settle(&self.dma);
+            }
+            Event::Medium(n) => {
+                if let Some(drive) =
+                    self.channels.iter_mut().flat_map(|c| &mut c.drives).nth(n).and_then(Option::as_mut)
+                {
+                    drive.medium_changed();
+                }
+            }
+            _ => {}
         }
-        channel.settle(&self.dma);
     }
 
     fn config_write(&mut self, offset: u16, width: u8) {

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use emu::bench::{Bench, BenchDisk};
-use emu::{Backends, Bdf, DeviceCell, DeviceState, ResetKind};
+use emu::{Backends, Bdf, DeviceCell, DeviceState, Event, ResetKind};
 
 use super::{IdeUnit, PiixIde, PiixIdeKind};
 
@@ -504,6 +504,15 @@ fn the_tray_can_be_locked_and_opened_and_a_new_disc_is_told_of() {
     assert_eq!(r.answer(&[0x1b, 0, 0, 0, 3], 512).1, 0);
     assert_eq!(r.answer(&[0x4a, 1, 0, 0, 0x10, 0, 0, 0, 8], 512).0[4..6], [2, 2], "new, there");
     assert_eq!((r.answer(&[0], 512).1, r.sense()), (6, [6, 0x28, 0]));
+    // From outside: nothing in it, then another disc.
+    r.disc.set_bytes(vec![]);
+    r.cell.event(Event::Medium(2));
+    assert_eq!((r.answer(&[0], 512).1, r.sense()), (2, [2, 0x3a, 0]));
+    assert_eq!(r.answer(&[0x28, 0, 0, 0, 0, 0, 0, 0, 1], 2048).1, 2);
+    r.disc.set_bytes(vec![0x55; 5 * 2048]);
+    r.cell.event(Event::Medium(2));
+    assert_eq!((r.answer(&[0], 512).1, r.sense()), (6, [6, 0x28, 0]));
+    assert_eq!(r.answer(&[0x25], 512).0[..4], [0, 0, 0, 4]);
 }
 
 #[test]
