@@ -184,7 +184,7 @@ impl Op {
                     (at, len | u32::from(last) << 31)
                 };
                 let n = 1 + r.below(5);
-                let table = (0..n).map(|k| entry(r, k == n - 1 && r.0 % 16 != 0)).collect();
+                let table = (0..n).map(|k| entry(r, k == n - 1 && !r.0.is_multiple_of(16))).collect();
                 Op::Dma(BMI + r.pick(&[0, 8]), table, r.pick(&[1, 9, 9]))
             }
             35 => Op::Config(r.below(0x50) as u16, r.pick(&[1, 2, 4]), value),
