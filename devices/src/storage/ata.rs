@@ -141,6 +141,7 @@ impl Drive {
     }
 
     pub fn ata_command(&mut self, command: u8) {
+        self.ata().transfer = None;
         match command {
             // RECALIBRATE.
             0x10..=0x1f => self.finish(),
@@ -199,7 +200,6 @@ impl Drive {
     /// Data for the guest, in one block.
     fn give(&mut self, bytes: Vec<u8>) {
         let len = bytes.len();
-        self.ata().transfer = None;
         self.state.buffer = Buffer { bytes, at: 0, end: 0 };
         self.let_host_read(len);
         self.state.intrq = true;

@@ -410,6 +410,11 @@ fn a_disk_that_fails_is_an_error_of_the_device() {
     r.lba(0xe7, 0, 0);
     assert_eq!((r.inp(0x1f7), r.inp(0x1f1)), (0x51, 0x04));
     r.disk.set_broken(false);
+    r.lba(0x20, 7, 4);
+    r.disk.set_broken(true);
+    r.lba(0xe7, 9, 0);
+    assert_eq!((r.inp(0x1f7), r.inp(0x1f1), r.inp(0x1f3)), (0x51, 0x04, 9), "not the read that was given up");
+    r.disk.set_broken(false);
     r.lba(0x40, 0, 0);
     assert_eq!((r.inp(0x1f7), r.inp(0x1f1)), (0x50, 0), "all is well again, says VERIFY");
 }
