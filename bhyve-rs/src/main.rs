@@ -8,6 +8,7 @@ mod firmware;
 mod log;
 mod processor;
 mod remote;
+mod script;
 mod state;
 mod vm;
 mod watch;
@@ -96,6 +97,9 @@ struct RunOptions {
     /// Show a device's every access on standard error, or the log of the firmware, or all; repeatable.
     #[arg(long, value_name = "TARGET")]
     trace: Vec<String>,
+    /// Type at COM1 what a file says, when it says (see script.rs); nothing else is typed there.
+    #[arg(long, value_name = "FILE")]
+    script: Option<PathBuf>,
     /// Start the guest again when it reboots, instead of ending with status 0.
     #[arg(long)]
     stay: bool,
@@ -282,7 +286,9 @@ fn start(spec: &Spec, node: &Node, drives: Drives, options: &RunOptions, dir: Op
     let facts = facts(spec, node, &consoles);
     let serial = std::mem::take(&mut consoles.devices);
     let watch = (options.stats || !options.trace.is_empty()).then(|| Watch::new(&options.trace));
-    let mut instance = Instance::new(spec, &hv::Soft, Connections { io, serial, drives, orders }, watch.as_ref())?;
+    let script = options.script.as_deref().map(script::read).transpose()?;
+    let mut instance =
+        Instance::new(spec, &hv::Soft, Connections { io, serial, script, drives, orders }, watch.as_ref())?;
     if let Some(watch) = &watch {
         watch.check()?;
     }

@@ -12,6 +12,7 @@ use emu::backend::Chardev;
 use emu::{
     AddressSpace, Backends, Backing, Clock, DeviceCell, Event, Machine, Ram, RamAddr, ResetKind, Rights, SystemEvent,
 };
+use host::console::{Nothing, Script, Step};
 use host::{Gate, Io, IoThread};
 use hv::{Hypervisor, Outcome, Runner, VmConfig};
 use lpc::Ns16550;
@@ -196,6 +197,8 @@ pub struct Connections {
     pub io: Arc<Io>,
     /// The backends of COM1 and on.
     pub serial: Vec<Option<Box<dyn Chardev>>>,
+    /// What is typed at COM1 in place of what comes from its backend.
+    pub script: Option<Vec<Step>>,
     /// What hangs on its IDE controller.
     pub drives: Drives,
     /// Its orders.
@@ -213,7 +216,7 @@ impl Instance {
         connections: Connections,
         watch: Option<&Arc<Watch>>,
     ) -> Result<Instance> {
-        let Connections { io, serial, drives, orders: (Handle(tx), Inbox(messages)) } = connections;
+        let Connections { io, mut serial, script, drives, orders: (Handle(tx), Inbox(messages)) } = connections;
         let low = spec.memory.min(LOW_LIMIT);
         let ram = Arc::new(Ram::new(spec.memory + (64 << 20)).context("cannot reserve guest memory")?);
         let block = ram.alloc("ram", spec.memory).context("cannot allocate guest memory")?;
@@ -250,6 +253,11 @@ impl Instance {
         );
         board::ide(&machine, spec.board, drives.units, drives.attach(&ram)?)?;
         let ports: Vec<IsaPort> = COM[..serial.len().min(4)].to_vec();
+        if let Some(steps) = script {
+            let com1 = serial.first_mut().and_then(Option::as_mut).context("a script needs a console at COM1")?;
+            let output = std::mem::replace(com1, Box::new(Nothing));
+            *com1 = Script::start(&machine, "com1-script", steps, output).1;
+        }
         let mut uarts = Vec::new();
         for (n, (port, chardev)) in ports.iter().zip(serial).enumerate() {
             let backends = Backends { chardev, ..Backends::default() };

@@ -237,3 +237,21 @@ fn wrong_usage_exits_with_4() {
     }
     assert_eq!(run(&["--help"], 20).status, 0);
 }
+
+#[test]
+fn a_script_types_at_the_same_instruction_in_every_run() {
+    let dir = Scratch::new("script");
+    let script = dir.write(
+        "script.toml",
+        "[[step]]\nseen = 'Ctrl-D ends'\nafter = 0.001\nsend = \"typed\\n\"\n[[step]]\nat = 0.5\nsend = \"\\u0004\"\n",
+    );
+    let probe = probe();
+    let words = ["--kernel", &probe, "--args", "echo", "-o", "clock=instructions", "--stats", "--script", &script];
+    let (a, b) = (run(&words, 60), run(&words, 60));
+    assert!(a.console.contains("typed") && a.console.contains("PROBE echo end"), "{}", a.console);
+    assert_eq!(a.status, 1, "{}", a.stderr);
+    assert_eq!((&a.console, a.instructions()), (&b.console, b.instructions()));
+    let halves = run(&[&words[..], &["--until", "2000000", "--save", &dir.path("state")]].concat(), 60);
+    let rest = run(&[&words[..], &["--restore", &dir.path("state")]].concat(), 60);
+    assert_eq!(halves.console + &rest.console, a.console);
+}

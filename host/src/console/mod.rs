@@ -119,7 +119,7 @@ pub fn open(
 }
 
 /// No console at all.
-struct Nothing;
+pub struct Nothing;
 
 impl Chardev for Nothing {
     fn write(&mut self, data: &[u8]) -> usize {

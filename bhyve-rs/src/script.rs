@@ -1,0 +1,97 @@
+//! `--script FILE`: what is typed at COM1, and when, so that a run with input is repeatable.
+//!
+//! ```toml
+//! [[step]]
+//! seen = "guest# "      # wait until the guest has printed this ...
+//! after = 0.5           # ... and then half a second of guest time
+//! send = "uname -a\n"
+//!
+//! [[step]]
+//! at = 20               # seconds of guest time since power-on
+//! send = "poweroff\n"
+//! ```
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use host::console::{Step, When};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    step: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    seen: Option<String>,
+    after: Option<f64>,
+    at: Option<f64>,
+    send: String,
+}
+
+/// Reads the steps.
+///
+/// # Errors
+/// What is wrong with the file, and where.
+pub fn read(path: &Path) -> Result<Vec<Step>> {
+    let what = || format!("script {}", path.display());
+    let text = std::fs::read_to_string(path).with_context(what)?;
+    parse(&text).with_context(what)
+}
+
+fn parse(text: &str) -> Result<Vec<Step>> {
+    let file: File = toml::from_str(text)?;
+    file.step.into_iter().enumerate().map(|(n, e)| step(e).with_context(|| format!("step {}", n + 1))).collect()
+}
+
+fn step(entry: Entry) -> Result<Step> {
+    let when = match (entry.seen, entry.at, entry.after) {
+        (Some(pattern), None, after) if !pattern.is_empty() => {
+            When::Seen { pattern: pattern.into_bytes(), after: nanoseconds(after.unwrap_or(0.0))? }
+        }
+        (None, Some(at), None) => When::At(nanoseconds(at)?),
+        (None, Some(_), Some(_)) => bail!("\"after\" goes with \"seen\", not with \"at\""),
+        _ => bail!("it needs either \"seen\", a text, or \"at\", a number of seconds"),
+    };
+    Ok(Step { when, send: entry.send.into_bytes() })
+}
+
+fn nanoseconds(seconds: f64) -> Result<u64> {
+    const MOST: f64 = 1e9;
+    if !(0.0..=MOST).contains(&seconds) {
+        bail!("{seconds} is no number of seconds from 0 to {MOST}");
+    }
+    Ok((seconds * 1e9).round() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_wait_for_a_text_or_for_a_moment() {
+        let steps =
+            parse("[[step]]\nseen = '# '\nafter = 0.5\nsend = \"a\\n\"\n[[step]]\nat = 20\nsend = 'b'").unwrap();
+        let seen = When::Seen { pattern: b"# ".to_vec(), after: 500_000_000 };
+        assert_eq!(steps[0], Step { when: seen, send: b"a\n".to_vec() });
+        assert_eq!(steps[1], Step { when: When::At(20_000_000_000), send: b"b".to_vec() });
+    }
+
+    #[test]
+    fn what_is_no_step_is_refused_by_its_number() {
+        for (text, says) in [
+            ("[[step]]\nsend = 'a'", "step 1"),
+            ("[[step]]\nat = 1\nsend = 'a'\n[[step]]\nat = -1\nsend = 'b'", "step 2"),
+            ("[[step]]\nat = 1\nafter = 1\nsend = 'a'", "\"after\" goes with"),
+            ("[[step]]\nseen = ''\nsend = 'a'", "either"),
+            ("[[step]]\nat = 1\nsend = 'a'\nwait = 3", "unknown field `wait`"),
+        ] {
+            let error = format!("{:#}", parse(text).unwrap_err());
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}
