@@ -1,10 +1,11 @@
 //! A drive on an IDE cable: its registers, its interrupt, and the protocols by which data move.
 //!
-//! ATA/ATAPI-6 (T13 1410D), chapters 5 to 9. A drive is always in one [`Phase`], from which the BSY and DRQ bits follow.
-//! What a command means is the business of the command sets (`ata`, `atapi`); they start a phase and hear of its end.
+//! ATA/ATAPI-6 (T13 1410D), chapters 5 to 9. A drive is always in one [`Phase`], from which the BSY and DRQ bits
+//! follow. What a command means is the business of the command sets (`ata`, `atapi`); they start a phase and hear of its
+//! end.
 //!
-//! A command that needs no medium is done when the register write returns. One that does asks the disk, and the drive is
-//! busy until the answer comes.
+//! A command that needs no medium is done when the register write returns. One that does asks the disk, and the drive
+//! is busy until the answer comes.
 
 use emu::backend::{Completion, DiskOp, DiskRequest};
 use emu::{DiskPort, DmaMem, IoVec};

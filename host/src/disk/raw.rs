@@ -48,8 +48,8 @@ impl Raw {
         Ok(Raw { file, size: end.next_multiple_of(SECTOR), read_only })
     }
 
-    /// Moves the bytes of `iov` with one of the vectored system calls, and says how many: less than all at the end of the
-    /// file.
+    /// Moves the bytes of `iov` with one of the vectored system calls, and says how many: less than all at the end of
+    /// the file.
     fn vectored(&self, offset: u64, ram: &Ram, iov: &IoVec, call: Vectored) -> io::Result<u64> {
         let mut parts = iov.parts().iter().copied();
         let (mut pieces, mut done) = (Vec::<libc::iovec>::with_capacity(PIECES.min(iov.parts().len())), 0);
@@ -59,8 +59,8 @@ impl Raw {
                 return Ok(done);
             }
             let fd = self.file.as_raw_fd();
-            // SAFETY: each piece was checked to lie in the arena, which `ram` keeps alive. It is memory of which no Rust
-            // reference exists, so that the kernel and the guest may write it at any time.
+            // SAFETY: each piece was checked to lie in the arena, which `ram` keeps alive. It is memory of which no
+            // Rust reference exists, so that the kernel and the guest may write it at any time.
             #[expect(unsafe_code, reason = "preadv(2) and pwritev(2) from and to guest memory")]
             let n = unsafe { call(fd, pieces.as_ptr(), pieces.len() as libc::c_int, (offset + done) as libc::off_t) };
             match n {
