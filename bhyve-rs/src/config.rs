@@ -251,11 +251,11 @@ mod tests {
 
     #[test]
     fn what_this_version_lacks_is_refused_by_key() {
-        let text = "name = 'x'\nbackend = 'kvm'\n[[disk]]\npath = '/etc/passwd'\n";
+        let text = "name = 'x'\nbackend = 'kvm'\n[[floppy]]\n";
         let errors = check(&Draft::parse("t.toml", text), false).unwrap_err();
         let lines: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
         assert_eq!(lines.len(), 3, "{lines:?}");
-        assert!(lines[0].starts_with("t.toml:3:") && lines[0].contains("disk.0"), "{}", lines[0]);
+        assert!(lines[0].starts_with("t.toml:3:") && lines[0].contains("floppy.0"), "{}", lines[0]);
         assert!(lines[2].starts_with("t.toml:2:11: backend: "), "{}", lines[2]);
     }
 }
