@@ -70,8 +70,10 @@ impl Cpu {
         if !self.clock_follows {
             return u64::MAX;
         }
-        let next = timers.next();
-        if next == u64::MAX { u64::MAX } else { next.saturating_sub(self.clock_bias).div_ceil(NS_PER_INSN) }
+        // The clock may lag behind the instructions, and the bias be negative.
+        let now = self.icount.wrapping_mul(NS_PER_INSN).wrapping_add(self.clock_bias);
+        let wait = timers.next().saturating_sub(now).div_ceil(NS_PER_INSN);
+        self.icount.saturating_add(wait)
     }
 
     /// Whether the local APIC has something that the processor would take now.

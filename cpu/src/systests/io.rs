@@ -240,6 +240,21 @@ fn the_tsc_follows_the_clock_and_can_be_set() {
 }
 
 #[test]
+fn a_timer_is_awaited_by_a_processor_that_is_ahead_of_the_clock_or_behind() {
+    let mut m = Machine::new();
+    let nobody: std::sync::Weak<Lapic> = std::sync::Weak::new();
+    let timer = m.timers.add(nobody, 0);
+    timer.set(5000);
+    (m.cpu.clock_follows, m.cpu.icount) = (true, 1000);
+    let ns = crate::run::NS_PER_INSN;
+    // The time now, and the instructions until the timer.
+    for (now, wait) in [(5000 - 10 * ns, 10), (5000 - 10 * ns + 1, 10), (5000, 0), (6000, 0), (0, 5000 / ns)] {
+        m.cpu.clock_bias = now.wrapping_sub(1000 * ns);
+        assert_eq!(m.cpu.next_timer(&m.timers), 1000 + wait, "at {now} ns");
+    }
+}
+
+#[test]
 fn cpuid_mirrors_the_registers_that_it_should() {
     let mut m = Machine::protected();
     assert_eq!(m.cpu.cpuid(0, 0), [0x16, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]);
