@@ -47,7 +47,6 @@ fn i386_on_a_pentium_pro_and_the_440bx_board_with_the_8259_halts() {
     let settings = &["board=440bx", "cpu.model=pentium-pro"];
     let Some(ended) = boot(&Row { kernel: "686", settings, args, seconds: 400 }) else { return };
     assert_eq!((ended.result("init").0, ended.result("float").0), ("pass", "pass"));
-    assert!(ended.console.contains("Intel Pentium Pro (family: 0x6, model: 0x1"), "{}", ended.console);
     assert!(ended.console.contains("x87 FPU will use FSAVE"), "{}", ended.console);
     assert_eq!(ended.status, 2, "{}", ended.stderr);
 }
