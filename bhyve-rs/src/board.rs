@@ -320,6 +320,7 @@ pub fn platform(
         acpi: Some(AcpiVersion::V2),
         pm: Some(pm),
         hpet: kind.has_hpet().then_some(HpetInfo { base: Hpet::BASE as u32, id: Hpet::ID, min_tick: 100 }),
+        fw_cfg: kind == Kind::Pc,
         rtc_century: Some(0x32),
         serial,
         parallel: Vec::new(),

@@ -41,7 +41,9 @@ pub(crate) fn build(platform: &Platform, pm: &Pm) -> Vec<u8> {
         device("HPET", "PNP0103", &[&resources])
     });
     let hpet = Raw::of(hpet);
-    Scope::new(Path::new("\\_SB_"), vec![&bridge, &links, &routing, &hpet]).to_aml_bytes(&mut aml);
+    // By this id Linux's driver finds it.
+    let fw_cfg = Raw::of(platform.fw_cfg.then(|| device("FWCF", "QEMU0002", &[&io(0x510, 12)])));
+    Scope::new(Path::new("\\_SB_"), vec![&bridge, &links, &routing, &hpet, &fw_cfg]).to_aml_bytes(&mut aml);
     aml
 }
 
@@ -140,7 +142,16 @@ fn io(base: u16, len: u8) -> IO {
 
 /// A device with a plug-and-play id and fixed resources.
 fn device(name: &str, id: &str, resources: &[&dyn Aml]) -> Raw {
-    let hid = Name::new(Path::new("_HID"), &EISAName::new(id));
+    // PNP ids of seven characters have a short form; ACPI ids of eight are text.
+    let (pnp, text);
+    let id: &dyn Aml = if id.len() == 7 {
+        pnp = EISAName::new(id);
+        &pnp
+    } else {
+        text = id.to_owned();
+        &text
+    };
+    let hid = Name::new(Path::new("_HID"), id);
     let crs = Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources.to_vec()));
     Raw::of([Device::new(Path::new(name), vec![&hid, &crs])])
 }

@@ -36,6 +36,8 @@ pub struct Platform {
     pub pm: Option<Pm>,
     /// High precision event timer.
     pub hpet: Option<Hpet>,
+    /// QEMU's firmware configuration device at port 0x510.
+    pub fw_cfg: bool,
     /// CMOS index of the century byte, 0x32 on PCs.
     pub rtc_century: Option<u8>,
     /// Serial ports, COM1 first.
@@ -470,6 +472,7 @@ pub(crate) mod tests {
                 s5: 0,
             }),
             hpet: Some(Hpet { base: 0xFED0_0000, id: 0x8086_A201, min_tick: 100 }),
+            fw_cfg: true,
             rtc_century: Some(0x32),
             serial: vec![IsaPort { port: 0x3F8, irq: 4 }, IsaPort { port: 0x2F8, irq: 3 }],
             parallel: vec![IsaPort { port: 0x378, irq: 7 }],

@@ -73,6 +73,16 @@ fn x2apic_on_four_processors_is_taken_and_a_panic_reboots() {
 }
 
 #[test]
+fn fw_cfg_tells_its_driver_the_memory_map() {
+    let args = "test=fwcfg end=poweroff".to_owned();
+    let Some(ended) = boot(&Row { kernel: "amd64", settings: &[], args, seconds: 400 }) else { return };
+    assert_eq!(ended.failures(), Vec::<&str>::new(), "{}", ended.console);
+    // One range: from 0, 256 MiB, usable.
+    let map = "e820=0000000000000000000000100000000001000000";
+    assert!(ended.result("fwcfg").1.contains(map), "{}", ended.result("fwcfg").1);
+}
+
+#[test]
 fn the_shell_is_interactive() {
     let (Some(kernel), Some(initrd)) = (guest("linux-amd64/vmlinuz"), guest("initramfs-amd64.cpio")) else { return };
     let mut m = Run::start(&["--kernel", &kernel, "--initrd", &initrd, "--args", "console=ttyS0"], 400);
