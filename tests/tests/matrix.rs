@@ -1,7 +1,7 @@
 //! Debian's kernels on everything that this version has: kernel x processors x interrupt mode, boards and memory sizes
 //! taking turns. `tests/matrix` runs it whole; the rows that CI runs are in `linux.rs`.
 
-use machine_tests::{Ended, boot, guest, run};
+use machine_tests::{Ended, Run, boot, guest, probe, run};
 
 const WORK: &str = "test=hash,float,gzip,forks,threads,clock,dmesg hash.mib=1 float.terms=2000 \
                     float.digits=30 gzip.kib=128 forks.count=40 threads.scale=10 clock.seconds=2";
@@ -96,4 +96,36 @@ fn a_linux_boot_saved_at_twenty_random_counts_goes_on_as_if_it_had_not_been() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         resumed(&words, &whole, (state >> 20) % whole.instructions());
     }
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn a_hundred_seconds_by_the_counters_of_a_guest_are_a_hundred_outside_under_load() {
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let words = ["--kernel", &probe(), "--args", "clock n=100"];
+    std::thread::scope(|threads| {
+        for _ in 0..2 {
+            threads.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let mut machine = Run::start(&words, 200);
+        machine.expect("PROBE clock start");
+        let begun = std::time::Instant::now();
+        machine.expect("PROBE clock end");
+        let outside = begun.elapsed().as_nanos() as f64;
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        machine.expect("hpet_ns");
+        let ended = machine.wait();
+        let line = ended.console.lines().find(|l| l.starts_with("PROBE clock end")).expect("the result");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        // Not the 8254's ticks: those that come while the host runs somebody else than the processor merge, as yet.
+        for clock in ["tsc_ns", "pm_ns", "hpet_ns"] {
+            let at = words.iter().position(|w| *w == clock).expect("a clock");
+            let inside: f64 = words[at + 1].parse().expect("nanoseconds");
+            assert!((inside / outside - 1.0).abs() < 0.001, "{clock}: {inside} of {outside}: {line}");
+        }
+    });
 }

@@ -118,7 +118,7 @@ impl Drive {
         let table = mem::pages(26).map(|at| at.next_multiple_of(0x1_0000)).ok_or(text!("no memory"))?;
         let (first, second) = (table + 0x8000, table + 0x1000);
         let bytes = self.sectors.min(SECTORS) * 512;
-        let split = (bytes / 4 & !511).max(512).min(bytes);
+        let split = ((bytes / 4) & !511).max(512).min(bytes);
         mem::write32(table, first as u32);
         mem::write32(table + 4, split as u32 | if split == bytes { 1 << 31 } else { 0 });
         mem::write32(table + 8, second as u32);
