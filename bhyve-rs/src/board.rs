@@ -81,6 +81,11 @@ impl Kind {
     fn has_hpet(self) -> bool {
         self != Kind::I440bx
     }
+
+    /// Firmware made for QEMU knows its machine as this board.
+    fn has_fw_cfg(self) -> bool {
+        self == Kind::Pc
+    }
 }
 
 /// What a board is built from.
@@ -188,7 +193,7 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     // What firmware says there is part of the log, for whoever asks for it.
     let log = Box::new(|line: &str| tracing::debug!(target: "firmware", "{line}"));
     part("debug-ports", None, Box::new(|s| Ok(DebugPorts::create(s, log))))?;
-    if kind == Kind::Pc {
+    if kind.has_fw_cfg() {
         let items = fw_cfg_items(parts)?;
         part("fw-cfg", None, Box::new(move |s| Ok(FwCfg::create(s, items))))?;
     }
@@ -320,7 +325,7 @@ pub fn platform(
         acpi: Some(AcpiVersion::V2),
         pm: Some(pm),
         hpet: kind.has_hpet().then_some(HpetInfo { base: Hpet::BASE as u32, id: Hpet::ID, min_tick: 100 }),
-        fw_cfg: kind == Kind::Pc,
+        fw_cfg: kind.has_fw_cfg(),
         rtc_century: Some(0x32),
         serial,
         parallel: Vec::new(),

@@ -67,34 +67,34 @@ pub fn from_settings<S: AsRef<str>>(set: &[S], has_kernel: bool) -> Result<Node,
 pub fn check(draft: &Draft, has_kernel: bool) -> Result<Node, Errors> {
     let node = draft.check(Schema { root: &cfg::schema::MACHINE, catalogue: &Words })?;
     let mut errors: Vec<Error> = Vec::new();
-    let say = |message: &str| Problem { message: message.to_owned(), allowed: None, suggestion: None };
     for section in NOT_YET {
         errors.extend(node.children(section).iter().map(|n| {
-            Error::new(n.origin(), format!("{section}.{}", n.index()), say("this version has no such devices yet"))
+            Error::new(
+                n.origin(),
+                format!("{section}.{}", n.index()),
+                Problem::new("this version has no such devices yet"),
+            )
         }));
     }
     errors.extend(drives::check(&node, board_kind(&node)));
     let boot = node.child("boot");
     if boot.is_given("firmware") {
-        errors.push(boot.error("firmware", say("external firmware is not supported by this version yet")));
+        errors.push(boot.error("firmware", Problem::new("external firmware is not supported by this version yet")));
     } else if !has_kernel && !boot.is_given("kernel") {
-        let problem = Problem {
-            message: "nothing to start: this version starts kernels only".to_owned(),
-            allowed: Some("boot.kernel = the path of a kernel".to_owned()),
-            suggestion: None,
-        };
+        let problem = Problem::new("nothing to start: this version starts kernels only")
+            .allowed("boot.kernel = the path of a kernel");
         errors.push(boot.error("kernel", problem));
     }
     match node.text("backend") {
         "auto" | "soft" => {}
-        other => errors.push(node.error(
-            "backend",
-            Problem {
-                message: format!("the back end {other:?} is not in this version yet"),
-                allowed: Some("auto, soft".to_owned()),
-                suggestion: Some("\"soft\"".to_owned()),
-            },
-        )),
+        other => errors.push(
+            node.error(
+                "backend",
+                Problem::new(format!("the back end {other:?} is not in this version yet"))
+                    .allowed("auto, soft")
+                    .suggest(Some("\"soft\"".to_owned())),
+            ),
+        ),
     }
     errors.extend(processor::model(&node).err().unwrap_or_default());
     if errors.is_empty() { Ok(node) } else { Err(Errors(errors)) }

@@ -61,11 +61,7 @@ impl fmt::Display for Drives {
 
 /// What this version cannot do.
 pub fn check(node: &Node, board: board::Kind) -> Vec<Error> {
-    let say = |message: &str, allowed: &str| Problem {
-        message: message.to_owned(),
-        allowed: Some(allowed.to_owned()),
-        suggestion: None,
-    };
+    let say = |message: &str, allowed: &str| Problem::new(message).allowed(allowed);
     let mut errors = Vec::new();
     for disk in node.children("disk") {
         if !matches!(disk.text("format"), "auto" | "raw") {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use cfg::Node;
 use clap::{Args, Parser, Subcommand};
 use host::control::{self, Members};
@@ -120,6 +120,9 @@ struct RunOptions {
     plain: bool,
 }
 
+/// The exit status of a command that is no machine's run and did what it should.
+const SUCCESS: u8 = 0;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) if cli.command.is_none() || cli.run == RunArgs::default() => cli,
@@ -130,11 +133,11 @@ fn main() -> ExitCode {
         Err(e) => {
             let _ = e.print();
             // 1 and 2, which clap would choose, say how a guest ended.
-            return ExitCode::from(if e.use_stderr() { Ended::Error as u8 } else { 0 });
+            return ExitCode::from(if e.use_stderr() { Ended::Error as u8 } else { SUCCESS });
         }
     };
     let dir = cli.run_dir.unwrap_or_else(control::run_dir);
-    let ended = match cli.command {
+    let status = match cli.command {
         Some(Command::Run(args)) => run(&args, &dir),
         Some(Command::Start { config, set }) => remote::start(&dir, &config, &set),
         Some(Command::Verb(verb)) => verb.run(&dir),
@@ -144,28 +147,26 @@ fn main() -> ExitCode {
         None if cli.run.config.is_none() && cli.run.kernel.is_none() => demo(&cli.run.options),
         None => run(&cli.run, &dir),
     };
-    match ended {
-        Ok(ended) => ExitCode::from(ended as u8),
+    match status {
+        Ok(status) => ExitCode::from(status),
         Err(e) => {
             host::restore_terminal();
-            eprintln!("bhyve-rs: {e:#}");
+            // What is wrong with a configuration says itself where.
+            match e.downcast_ref::<cfg::Errors>() {
+                Some(errors) => eprintln!("{errors}"),
+                None => eprintln!("bhyve-rs: {e:#}"),
+            }
             ExitCode::from(Ended::Error as u8)
         }
     }
 }
 
-fn check(file: &Path) -> Result<Ended> {
-    match config::read(file, &[]) {
-        // `check` has nothing to reboot: 0 is the status of success here.
-        Ok(_) => Ok(Ended::Reboot),
-        Err(errors) => {
-            eprintln!("{errors}");
-            Ok(Ended::Error)
-        }
-    }
+fn check(file: &Path) -> Result<u8> {
+    config::read(file, &[])?;
+    Ok(SUCCESS)
 }
 
-fn run(args: &RunArgs, dir: &Path) -> Result<Ended> {
+fn run(args: &RunArgs, dir: &Path) -> Result<u8> {
     let mut set = Vec::new();
     if args.config.is_none() {
         set.push("name=guest".to_owned());
@@ -175,31 +176,24 @@ fn run(args: &RunArgs, dir: &Path) -> Result<Ended> {
     for (key, value) in [("kernel", &args.kernel), ("initrd", &args.initrd), ("args", &args.args)] {
         set.extend(value.iter().map(|v| format!("boot.{key}={v}")));
     }
-    let checked = match &args.config {
+    let node = match &args.config {
         Some(file) => config::read(file, &set),
         None => config::from_settings(&set, false),
-    };
-    match checked {
-        Ok(node) => {
-            let mut spec = config::spec(&node, config::kernel(&node)?, args.options.plain)?;
-            spec.stay = args.options.stay || args.options.background;
-            // A machine that nobody configured has no name by which others could find it.
-            let named = args.config.is_some() || args.set.iter().any(|s| s.starts_with("name="));
-            start(&spec, &node, drives::open(&node)?, &args.options, named.then_some(dir))
-        }
-        Err(errors) => {
-            eprintln!("{errors}");
-            Ok(Ended::Error)
-        }
-    }
+    }?;
+    let mut spec = config::spec(&node, config::kernel(&node)?, args.options.plain)?;
+    spec.stay = args.options.stay || args.options.background;
+    // A machine that nobody configured has no name by which others could find it.
+    let named = args.config.is_some() || args.set.iter().any(|s| s.starts_with("name="));
+    let ended = start(&spec, &node, drives::open(&node)?, &args.options, named.then_some(dir))?;
+    Ok(ended.map_or(SUCCESS, |ended| ended as u8))
 }
 
-fn demo(options: &RunOptions) -> Result<Ended> {
+fn demo(options: &RunOptions) -> Result<u8> {
     #[cfg(probe)]
     {
         // It compares clocks, which on a busy host only instructions keep in step.
         let keys = ["name=demo", "memory=64M", "serial.0.backend=stdio", "clock=instructions"];
-        let node = config::from_settings(&keys, true).map_err(|e| anyhow!("{e}"))?;
+        let node = config::from_settings(&keys, true)?;
         let kernel = vm::Kernel {
             name: "the embedded demo guest".to_owned(),
             bytes: include_bytes!(env!("PROBE_ELF")).to_vec(),
@@ -210,9 +204,11 @@ fn demo(options: &RunOptions) -> Result<Ended> {
         spec.rtc_start = config::now();
         let mut drives = Drives::default();
         drives.disk(demo_disk());
-        let ended = start(&spec, &node, drives, options, None)?;
         // Its power-off is the demo's success.
-        Ok(if ended == Ended::PowerOff { Ended::Reboot } else { ended })
+        Ok(match start(&spec, &node, drives, options, None)? {
+            None | Some(Ended::PowerOff) => SUCCESS,
+            Some(ended) => ended as u8,
+        })
     }
     #[cfg(not(probe))]
     {
@@ -229,7 +225,7 @@ fn demo_disk() -> host::disk::Image {
     host::disk::Image::memory("the demo's disk", bytes)
 }
 
-fn info() -> Result<Ended> {
+fn info() -> Result<u8> {
     use hv::Hypervisor;
     println!("bhyve-rs {}", env!("CARGO_PKG_VERSION"));
     let soft = hv::Soft;
@@ -241,7 +237,7 @@ fn info() -> Result<Ended> {
         println!("{name:<6} no   {why}");
     }
     println!("auto takes soft: it is the only back end of this version");
-    Ok(Ended::Reboot)
+    Ok(SUCCESS)
 }
 
 /// SIGTERM presses the power button, as bhyve(8) has it, and so does losing the terminal: the guest decides. SIGINT is
@@ -269,8 +265,8 @@ fn facts(spec: &Spec, node: &Node, consoles: &config::Consoles) -> Members {
     facts.as_object().cloned().unwrap_or_default()
 }
 
-/// Runs a machine to its end, with a control socket if there is a directory for it.
-fn start(spec: &Spec, node: &Node, drives: Drives, options: &RunOptions, dir: Option<&Path>) -> Result<Ended> {
+/// Runs a machine to its end, or to where `--until` stops it, with a control socket if there is a directory for it.
+fn start(spec: &Spec, node: &Node, drives: Drives, options: &RunOptions, dir: Option<&Path>) -> Result<Option<Ended>> {
     let begun = Instant::now();
     log::start(&options.trace);
     let orders = vm::orders();
@@ -311,13 +307,12 @@ fn start(spec: &Spec, node: &Node, drives: Drives, options: &RunOptions, dir: Op
             eprint!("{}", watch.report());
         }
     }
-    let Some(ended) = ended else {
+    if ended.is_none() {
         eprintln!("state {:016x}", instance.paused().digest()?);
         if let Some(file) = &options.save {
             instance.paused().save(file)?;
         }
-        return Ok(Ended::Reboot);
-    };
+    }
     Ok(ended)
 }
 

@@ -12,6 +12,7 @@ use clap::{Args, Subcommand};
 use host::control::{self, CallError, Members, Reply, Request, Server};
 use serde_json::{Value, json};
 
+use crate::SUCCESS;
 use crate::vm::{Ended, Handle, Order, Status};
 
 /// How long a machine may take to answer.
@@ -77,14 +78,14 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// Carries it out.
+    /// Carries it out and returns the exit status.
     ///
     /// # Errors
     /// One line for the user.
-    pub fn run(&self, dir: &Path) -> Result<Ended> {
+    pub fn run(&self, dir: &Path) -> Result<u8> {
         let simple = |target: &Target, verb: &str| {
             call(&target.socket(dir)?, verb, Some(PATIENCE))?;
-            Ok(Ended::Reboot)
+            Ok(SUCCESS)
         };
         match self {
             Verb::Stop { target, timeout: None } => simple(target, "stop"),
@@ -100,13 +101,13 @@ impl Verb {
                 } else {
                     print!("{}", show(&status));
                 }
-                Ok(Ended::Reboot)
+                Ok(SUCCESS)
             }
             Verb::Wait { target } => {
                 let results = call(&target.socket(dir)?, "wait", None)?;
                 let status = results.get("status").and_then(Value::as_u64);
-                let ended = Ended::ALL.into_iter().find(|e| Some(*e as u64) == status);
-                ended.ok_or_else(|| anyhow!("the machine does not say how it ended"))
+                let status = status.and_then(|status| u8::try_from(status).ok());
+                status.ok_or_else(|| anyhow!("the machine does not say how it ended"))
             }
         }
     }
@@ -116,10 +117,7 @@ impl Target {
     fn socket(&self, dir: &Path) -> Result<PathBuf> {
         let name = match (&self.name, &self.config) {
             (Some(name), _) => name.clone(),
-            (None, Some(file)) => {
-                let node = crate::config::read(file, &[]).map_err(|e| anyhow!("{e}"))?;
-                node.text("name").to_owned()
-            }
+            (None, Some(file)) => crate::config::read(file, &[])?.text("name").to_owned(),
             (None, None) => bail!("no machine is named"),
         };
         if name.contains('/') {
@@ -139,16 +137,16 @@ fn call(socket: &Path, verb: &str, limit: Option<Duration>) -> Result<Members> {
     })
 }
 
-fn stop(socket: &Path, limit: Duration) -> Result<Ended> {
+fn stop(socket: &Path, limit: Duration) -> Result<u8> {
     call(socket, "stop", Some(PATIENCE))?;
     match control::call(socket, "wait", &Members::new(), Some(limit)) {
-        Ok(_) | Err(CallError::NotRunning(_)) => return Ok(Ended::Reboot),
+        Ok(_) | Err(CallError::NotRunning(_)) => return Ok(SUCCESS),
         Err(CallError::TimedOut) => {}
         Err(e) => return Err(e.into()),
     }
     eprintln!("bhyve-rs: the guest has not powered off in {} s; its power is cut", limit.as_secs());
     call(socket, "kill", Some(PATIENCE))?;
-    Ok(Ended::Reboot)
+    Ok(SUCCESS)
 }
 
 /// A status as text, a line a member.
@@ -227,14 +225,8 @@ fn members(facts: &Members, status: Status) -> Members {
 ///
 /// # Errors
 /// Why it does not run.
-pub fn start(dir: &Path, file: &Path, set: &[String]) -> Result<Ended> {
-    let node = match crate::config::read(file, set) {
-        Ok(node) => node,
-        Err(errors) => {
-            eprintln!("{errors}");
-            return Ok(Ended::Error);
-        }
-    };
+pub fn start(dir: &Path, file: &Path, set: &[String]) -> Result<u8> {
+    let node = crate::config::read(file, set)?;
     let name = node.text("name");
     control::make_run_dir(dir)?;
     let socket = control::socket_path(dir, name);
@@ -256,7 +248,7 @@ pub fn start(dir: &Path, file: &Path, set: &[String]) -> Result<Ended> {
         if let Ok(status) = control::call(&socket, "status", &Members::new(), Some(PATIENCE)) {
             // A machine of the name that somebody else started in the meantime is not ours.
             if status.get("pid") == Some(&child.id().into()) {
-                return Ok(Ended::Reboot);
+                return Ok(SUCCESS);
             }
         }
         if let Some(status) = child.try_wait()? {

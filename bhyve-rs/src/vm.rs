@@ -87,9 +87,6 @@ pub enum Ended {
 }
 
 impl Ended {
-    /// All of them.
-    pub const ALL: [Ended; 5] = [Ended::Reboot, Ended::PowerOff, Ended::Halt, Ended::TripleFault, Ended::Error];
-
     /// In words.
     pub fn text(self) -> &'static str {
         match self {

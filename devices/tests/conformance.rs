@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use devices::storage::{IdeUnit, PiixIde, PiixIdeKind};
 use emu::backend::Disk;
-use emu::bench::{Bench, BenchDisk};
+use emu::bench::{Bench, BenchDisk, Place, Rng, fuzz_cases};
 use emu::{Backends, Bdf, DeviceCell, DeviceState, RamAddr, ResetKind, Saved};
 
 /// Steps of a stream before its state is taken over, and after.
@@ -19,26 +19,6 @@ const AFTER: usize = 300;
 const LARGEST: usize = 1 << 20;
 /// Where firmware puts the bus master.
 const BMI: u16 = 0xc000;
-
-/// Marsaglia's xorshift64*.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() >> 33) as usize % n
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-}
 
 /// What hangs on the channels.
 #[derive(Clone, Copy)]
@@ -242,19 +222,8 @@ impl Op {
     }
 }
 
-/// Tells where a panic happened.
-struct Place(String);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("while: {}", self.0);
-        }
-    }
-}
-
 fn stream(subject: &Subject, case: u64) {
-    let mut r = Rng((case + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut r = Rng::new(case + 1);
     let mut rig = Rig::new(subject);
     let mut place = Place(String::new());
     for step in 0..BEFORE {
@@ -299,8 +268,7 @@ fn rig_at(subject: &Subject, now: u64) -> Rig {
 }
 
 fn fuzz(subject: &Subject) {
-    let cases = std::env::var("BHYVE_RS_FUZZ_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(50);
-    (0..cases).for_each(|case| stream(subject, case));
+    (0..fuzz_cases()).for_each(|case| stream(subject, case));
 }
 
 #[test]

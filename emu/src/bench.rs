@@ -13,7 +13,90 @@ use crate::dma::DmaMem;
 use crate::irq::{IrqLine, IrqSink, MsiSink};
 use crate::pci::Bdf;
 use crate::ram::Ram;
-use crate::space::{AddressSpace, Backing, Rights};
+use crate::space::{Access, AddressSpace, Backing, Rights};
+
+/// Marsaglia's xorshift64*, for tests that do at random what a guest may do.
+pub struct Rng(pub u64);
+
+impl Rng {
+    /// One of seed `seed`.
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// The next number.
+    #[expect(clippy::should_implement_trait, reason = "it has no end")]
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `n`, which is not 0.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() >> 33) as usize % n.max(1)
+    }
+
+    /// One of `from`.
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    /// Now and then.
+    pub fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    /// What guests write: often nothing, everything, a single bit or a small number.
+    pub fn value(&mut self) -> u64 {
+        match self.below(8) {
+            0 => 0,
+            1 => u64::MAX,
+            2 => 1 << self.below(64),
+            3 => self.below(16) as u64,
+            4 => self.below(64) as u64,
+            5 => self.below(256) as u64,
+            _ => self.next(),
+        }
+    }
+
+    /// The width of an access, `max` bytes at most.
+    pub fn width(&mut self, max: u8) -> u8 {
+        [1, 1, 2, 4, 8][self.below(5)].min(max)
+    }
+}
+
+/// How many random streams such a test takes: `BHYVE_RS_FUZZ_CASES`, or few enough for every run.
+pub fn fuzz_cases() -> u64 {
+    std::env::var("BHYVE_RS_FUZZ_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(50)
+}
+
+/// Tells where a test of random accesses was when it panics.
+pub struct Place(pub String);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("while: {}", self.0);
+        }
+    }
+}
+
+/// An owner of regions that reads as 0.
+pub struct Nobody;
+
+impl Access for Nobody {
+    fn owner(&self) -> &str {
+        "nobody"
+    }
+
+    fn read(&self, _: u32, _: u64, _: u8) -> u64 {
+        0
+    }
+
+    fn write(&self, _: u32, _: u64, _: u8, _: u64) {}
+}
 
 /// What the recording interrupt chip saw: of each line the level, and how often it went up.
 #[derive(Default)]

@@ -89,15 +89,12 @@ impl CpuBus {
     #[inline]
     pub fn pio_read(&mut self, port: u16, width: u8) -> u32 {
         self.refresh();
-        if let Some(r) = self.map.port(port)
-            && whole(r, port, width)
-        {
-            let all = u32::MAX >> (32 - 8 * width);
-            let value = r.access.read(r.region, u64::from(port - r.base), width) as u32 & all;
-            self.exits.note("in", u64::from(port), width, u64::from(value));
-            return value;
-        }
-        let value = self.pio_read_split(port, width);
+        let value = match self.map.port(port) {
+            Some(r) if whole(r, port, width) => {
+                r.access.read(r.region, u64::from(port - r.base), width) as u32 & (u32::MAX >> (32 - 8 * width))
+            }
+            _ => self.pio_read_split(port, width),
+        };
         self.exits.note("in", u64::from(port), width, u64::from(value));
         value
     }

@@ -517,17 +517,7 @@ fn flatten_ports(ports: &[PortRegion]) -> (Vec<u16>, Vec<PortRange>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Nobody;
-    impl Access for Nobody {
-        fn owner(&self) -> &str {
-            "nobody"
-        }
-        fn read(&self, _: u32, _: u64, _: u8) -> u64 {
-            0
-        }
-        fn write(&self, _: u32, _: u64, _: u8, _: u64) {}
-    }
+    use crate::bench::Nobody;
 
     fn space() -> (Arc<AddressSpace>, RegionId) {
         let ram = Arc::new(Ram::new(1 << 20).unwrap());

@@ -11,8 +11,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use emu::bench::Bench;
-use emu::{Access, Backing, Device, DmaMem, Event, IoVec, Ram, RamAddr, ResetKind, Rights, Slot, State, Widths};
+use emu::bench::{Bench, Nobody, Rng, fuzz_cases};
+use emu::{Backing, Device, DmaMem, Event, IoVec, Ram, RamAddr, ResetKind, Rights, Slot, State, Widths};
 
 /// Descriptors in a table.
 const ENTRIES: u64 = 64;
@@ -27,21 +27,6 @@ const BUDGET: usize = 40;
 const MAX: u64 = 0x8000;
 /// What comes and goes in guest memory: a device's registers in the midst of what descriptors point to.
 const HOLE: u64 = 0x9000;
-
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 33) % n
-    }
-}
 
 /// A descriptor as it was fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,33 +186,17 @@ fn walker(slot: &mut Slot, tally: &Arc<Mutex<Tally>>) -> Walker {
     }
 }
 
-struct Registers;
-
-impl Access for Registers {
-    fn owner(&self) -> &str {
-        "registers"
-    }
-    fn read(&self, _: u32, _: u64, _: u8) -> u64 {
-        0
-    }
-    fn write(&self, _: u32, _: u64, _: u8, _: u64) {}
-}
-
 /// A descriptor that may be good, may be just past some edge, and may be anything.
 fn descriptor(rng: &mut Rng) -> Descriptor {
     let addr = match rng.below(8) {
         0 => rng.next(),
-        1 => Bench::RAM - rng.below(0x20),
-        2 => HOLE - rng.below(0x1000),
-        3 => u64::MAX - rng.below(0x20),
-        _ => 0x4000 + rng.below(0x2_0000),
+        1 => Bench::RAM - rng.below(0x20) as u64,
+        2 => HOLE - rng.below(0x1000) as u64,
+        3 => u64::MAX - rng.below(0x20) as u64,
+        _ => 0x4000 + rng.below(0x2_0000) as u64,
     };
     let len = if rng.below(8) == 0 { rng.next() as u32 } else { rng.below(0x1800) as u32 };
     Descriptor::new(addr, len, rng.below(4) as u16, rng.next() as u16)
-}
-
-fn hundreds() -> u64 {
-    std::env::var("BHYVE_RS_FUZZ_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(50)
 }
 
 #[test]
@@ -236,7 +205,7 @@ fn what_a_device_uses_is_what_it_judged_whatever_the_guest_writes_meanwhile() {
     let tally: Arc<Mutex<Tally>> = Arc::default();
     let cells: Vec<_> = (0..2).map(|_| bench.part(|slot| Box::new(walker(slot, &tally)))).collect();
     let space = bench.machine.space.clone();
-    let registers = Backing::Io(Arc::new(Registers), 0, Widths::BYTE);
+    let registers = Backing::Io(Arc::new(Nobody), 0, Widths::BYTE);
     let hole = space.add_memory(HOLE, 0x1000, 1, Rights::ReadWrite, registers);
     let (over, written) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|s| {
@@ -246,7 +215,7 @@ fn what_a_device_uses_is_what_it_judged_whatever_the_guest_writes_meanwhile() {
                 let mut rng = Rng(seed);
                 while !over.load(Ordering::Relaxed) {
                     let d = descriptor(&mut rng);
-                    let at = TABLE + SIZE * rng.below(ENTRIES);
+                    let at = TABLE + SIZE * rng.below(ENTRIES as usize) as u64;
                     // Whole or in halves, as guests do.
                     if rng.below(2) == 0 {
                         dma.write(at, &d.0);
@@ -271,7 +240,7 @@ fn what_a_device_uses_is_what_it_judged_whatever_the_guest_writes_meanwhile() {
             .map(|cell| {
                 let (written, tally) = (&written, &tally);
                 s.spawn(move || {
-                    let n = 100 * hundreds();
+                    let n = 100 * fuzz_cases();
                     let mut kicks = 0;
                     // The host may run the guest's threads in long turns.
                     while kicks < n || written.load(Ordering::Relaxed) < n || !tally.lock().unwrap().both(n / 100) {

@@ -129,7 +129,8 @@ fn whole_pages(s: Slot) -> Option<Slot> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use emu::{Access, AddressSpace, Backing, RegionId, Rights, Widths};
+    use emu::bench::Nobody;
+    use emu::{AddressSpace, Backing, RegionId, Rights, Widths};
 
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Call {
@@ -154,17 +155,6 @@ mod tests {
         fn log(&self, slot: &Slot, ram: &Ram) {
             ram.mark_dirty(slot.ram.page() + 3);
         }
-    }
-
-    struct Nobody;
-    impl Access for Nobody {
-        fn owner(&self) -> &str {
-            "nobody"
-        }
-        fn read(&self, _: u32, _: u64, _: u8) -> u64 {
-            0
-        }
-        fn write(&self, _: u32, _: u64, _: u8, _: u64) {}
     }
 
     struct Rig {

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use emu::backend::Chardev;
-use emu::bench::{Bench, Messages};
+use emu::bench::{Bench, Messages, Place, Rng, fuzz_cases};
 use emu::{
     Backends, Bdf, Device, DeviceCell, Event, IrqLine, IrqSink, Machine, PciIds, Pin, ResetKind, Saved, Slot,
     SystemEvent, Target,
@@ -29,47 +29,6 @@ const BEFORE: usize = 1200;
 const AFTER: usize = 600;
 /// Bytes of JSON that no part's state may exceed.
 const LARGEST: usize = 32 << 10;
-
-/// Marsaglia's xorshift64*.
-struct Rng(u64);
-
-impl Rng {
-    fn new(seed: u64) -> Rng {
-        Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() >> 33) as usize % n.max(1)
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    /// What guests write: often nothing, everything, a single bit or a small number.
-    fn value(&mut self) -> u64 {
-        match self.below(8) {
-            0 => 0,
-            1 => u64::MAX,
-            2 => 1 << self.below(64),
-            3 => self.below(16) as u64,
-            4 => self.below(64) as u64,
-            5 => self.below(256) as u64,
-            _ => self.next(),
-        }
-    }
-
-    fn width(&mut self, max: u8) -> u8 {
-        [1, 1, 2, 4, 8][self.below(5)].min(max)
-    }
-}
 
 /// A terminal that takes as many bytes a call as it is told to.
 struct Terminal(Arc<AtomicUsize>);
@@ -625,21 +584,6 @@ impl Op {
     }
 }
 
-/// Tells where a panic happened.
-struct Place(String);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("while: {}", self.0);
-        }
-    }
-}
-
-fn cases() -> u64 {
-    std::env::var("BHYVE_RS_FUZZ_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(50)
-}
-
 /// After a reset nothing asks for attention, but for the 8254, which runs by itself.
 fn assert_quiet(rig: &Rig) {
     for (name, saved) in rig.save().iter().filter(|(name, _)| name != "i8254") {
@@ -664,7 +608,7 @@ fn assert_small(rig: &Rig) {
 /// As many streams as are asked for, each from a seed of its own.
 fn fuzz(subject: &Subject) {
     let name = subject.name.bytes().fold(0, |h: u64, b| h.wrapping_mul(31).wrapping_add(b.into()));
-    (0..cases()).for_each(|case| stream(subject, case, name << 32 | case));
+    (0..fuzz_cases()).for_each(|case| stream(subject, case, name << 32 | case));
 }
 
 fn stream(subject: &Subject, case: u64, seed: u64) {

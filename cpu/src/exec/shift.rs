@@ -7,7 +7,7 @@
 use super::hit::quick;
 use super::{Operand, byte_regs, operand, wide, width, width_code};
 use crate::flags::Flags;
-use crate::insn::{Dec, Handler, Insn, RCX, chains};
+use crate::insn::{Dec, Handler, Insn, RCX, Res, chains};
 use crate::state::{Cpu, Int};
 
 /// A shift or rotate by a masked count that is not 0.
@@ -184,55 +184,56 @@ quick! {
     }
 }
 
+/// SHLD and SHRD: `shift` gives result and carry of (destination, source, count), `overflow` looks at both.
+#[inline(always)]
+fn double<N: Count, S: Operand, T: Int>(
+    cpu: &mut Cpu,
+    i: &Insn,
+    shift: impl Fn(u64, u64, u32) -> (u64, u64),
+    overflow: impl Fn(T, bool) -> bool,
+) -> Res {
+    let count = masked::<T>(N::count(cpu, i));
+    let b = cpu.reg::<T>(i.reg).to_u64();
+    S::update(cpu, i, |f, a: T| {
+        if count == 0 {
+            return a;
+        }
+        let (r, carry) = shift(a.to_u64(), b, count);
+        let (r, carry) = (T::from_u64(r), carry != 0);
+        f.result(r, carry, overflow(r, carry), false);
+        r
+    })
+}
+
 chains! {
     /// 16-bit operands shifted by more than 16 rotate on through the source into the destination again.
     fn shld<N: Count, S: Operand, T: Int>(cpu, i) {
-        let count = masked::<T>(N::count(cpu, i));
-        let b = cpu.reg::<T>(i.reg).to_u64();
-        S::update(cpu, i, |f, a: T| {
-            if count == 0 {
-                return a;
+        let shift = |a: u64, b: u64, count: u32| match T::BITS {
+            16 => {
+                let v = (a << 32 | b << 16 | a) << count;
+                (v >> 32, v >> 48 & 1)
             }
-            let a = a.to_u64();
-            let (r, cf) = match T::BITS {
-                16 => {
-                    let v = (a << 32 | b << 16 | a) << count;
-                    (v >> 32, v >> 48 & 1)
-                }
-                32 => {
-                    let v = a << 32 | b;
-                    (v << count >> 32, v >> (64 - count) & 1)
-                }
-                _ => (a << count | b >> (64 - count), a >> (64 - count) & 1),
-            };
-            let r = T::from_u64(r);
-            f.result(r, cf != 0, top::<T>(r.to_u64()) != (cf != 0), false);
-            r
-        })
+            32 => {
+                let v = a << 32 | b;
+                (v << count >> 32, v >> (64 - count) & 1)
+            }
+            _ => (a << count | b >> (64 - count), a >> (64 - count) & 1),
+        };
+        double::<N, S, T>(cpu, i, shift, |r, carry| top::<T>(r.to_u64()) != carry)
     }
 
     fn shrd<N: Count, S: Operand, T: Int>(cpu, i) {
-        let count = masked::<T>(N::count(cpu, i));
-        let b = cpu.reg::<T>(i.reg).to_u64();
-        S::update(cpu, i, |f, a: T| {
-            if count == 0 {
-                return a;
+        let shift = |a: u64, b: u64, count: u32| match T::BITS {
+            16 => {
+                let v = a << 32 | b << 16 | a;
+                (v >> count, v >> (count - 1) & 1)
             }
-            let a = a.to_u64();
-            let (r, cf) = match T::BITS {
-                16 => {
-                    let v = a << 32 | b << 16 | a;
-                    (v >> count, v >> (count - 1) & 1)
-                }
-                32 => {
-                    let v = b << 32 | a;
-                    (v >> count, v >> (count - 1) & 1)
-                }
-                _ => (a >> count | b << (64 - count), a >> (count - 1) & 1),
-            };
-            let r = T::from_u64(r);
-            f.result(r, cf != 0, top::<T>(r.to_u64()) != top::<T>(r.to_u64() << 1), false);
-            r
-        })
+            32 => {
+                let v = b << 32 | a;
+                (v >> count, v >> (count - 1) & 1)
+            }
+            _ => (a >> count | b << (64 - count), a >> (count - 1) & 1),
+        };
+        double::<N, S, T>(cpu, i, shift, |r, _| top::<T>(r.to_u64()) != top::<T>(r.to_u64() << 1))
     }
 }

@@ -34,6 +34,14 @@ fn server(path: &Path) -> (Server, Receiver<String>) {
     (server.unwrap(), asked)
 }
 
+/// A server in a directory of its own, and its socket's path.
+fn served() -> (Dir, PathBuf, Server, Receiver<String>) {
+    let dir = Dir::new();
+    let path = dir.0.join("fw1.sock");
+    let (server, asked) = server(&path);
+    (dir, path, server, asked)
+}
+
 /// A client that says what it likes.
 struct Raw(BufReader<UnixStream>);
 
@@ -76,9 +84,7 @@ impl Raw {
 
 #[test]
 fn a_call_brings_results_or_the_reason_why_not() {
-    let dir = Dir::new();
-    let path = dir.0.join("fw1.sock");
-    let (_server, asked) = server(&path);
+    let (_dir, path, _server, asked) = served();
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let args = members(json!({"n": 5, "text": "ä\n\"", "deep": {"a": [1, null]}}));
     assert_eq!(call(&path, "echo", &args, SOON).unwrap(), args);
@@ -115,9 +121,7 @@ fn a_machine_that_is_not_there_or_does_not_answer_is_told_apart() {
 
 #[test]
 fn what_is_no_request_is_answered_and_the_next_request_too() {
-    let dir = Dir::new();
-    let path = dir.0.join("s");
-    let (_server, _asked) = server(&path);
+    let (_dir, path, _server, _asked) = served();
     let mut raw = Raw::connect(&path);
     for (line, id, why) in [
         (&b"hello"[..], Value::Null, "not JSON"),
@@ -141,9 +145,7 @@ fn what_is_no_request_is_answered_and_the_next_request_too() {
 
 #[test]
 fn a_line_that_is_too_long_costs_its_sender_that_line_only() {
-    let dir = Dir::new();
-    let path = dir.0.join("s");
-    let (_server, _asked) = server(&path);
+    let (_dir, path, _server, _asked) = served();
     let mut raw = Raw::connect(&path);
     for len in [MAX_LINE + 1, 10 * MAX_LINE] {
         raw.say(vec![b'x'; len]);
@@ -164,9 +166,7 @@ fn a_line_that_is_too_long_costs_its_sender_that_line_only() {
 
 #[test]
 fn requests_in_pieces_and_without_a_last_newline_are_understood() {
-    let dir = Dir::new();
-    let path = dir.0.join("s");
-    let (_server, _asked) = server(&path);
+    let (_dir, path, _server, _asked) = served();
     let mut raw = Raw::connect(&path);
     for byte in b"{\"id\":1,\"verb\":\"echo\"}\n{\"id\":2,\"verb\":\"echo\"}" {
         raw.say([*byte]);
@@ -179,18 +179,14 @@ fn requests_in_pieces_and_without_a_last_newline_are_understood() {
 
 #[test]
 fn a_request_is_done_though_its_sender_does_not_stay_for_the_reply() {
-    let dir = Dir::new();
-    let path = dir.0.join("s");
-    let (_server, asked) = server(&path);
+    let (_dir, path, _server, asked) = served();
     Raw::unread(&path).say("{\"id\":1,\"verb\":\"stop\"}\n");
     assert_eq!(asked.recv_timeout(SOON.unwrap()).unwrap(), "stop");
 }
 
 #[test]
 fn two_clients_do_not_wait_for_each_other() {
-    let dir = Dir::new();
-    let path = dir.0.join("s");
-    let (_server, _asked) = server(&path);
+    let (_dir, path, _server, _asked) = served();
     let (mut a, mut b) = (Raw::connect(&path), Raw::connect(&path));
     a.say("{\"id\":1,\"verb\":\"wait\"}\n{\"id\":2,");
     b.say("{\"id\":1,\"verb\":\"echo\",\"who\":\"b\"}\n");
@@ -201,9 +197,7 @@ fn two_clients_do_not_wait_for_each_other() {
 
 #[test]
 fn a_client_that_does_not_read_is_not_answered_without_end() {
-    let dir = Dir::new();
-    let path = dir.0.join("s");
-    let (_server, asked) = server(&path);
+    let (_dir, path, _server, asked) = served();
     let mut raw = Raw::connect(&path);
     for id in 0..100 {
         raw.say(format!("{{\"id\":{id},\"verb\":\"large\"}}\n"));
@@ -218,9 +212,7 @@ fn a_client_that_does_not_read_is_not_answered_without_end() {
 
 #[test]
 fn there_is_an_end_to_clients_and_to_waits() {
-    let dir = Dir::new();
-    let path = dir.0.join("s");
-    let (_server, _asked) = server(&path);
+    let (_dir, path, _server, _asked) = served();
     let mut clients: Vec<Raw> = (0..16).map(|_| Raw::connect(&path)).collect();
     match call(&path, "echo", &Members::new(), SOON) {
         Err(CallError::Refused(why)) => assert_eq!(why, "too many clients"),
@@ -235,9 +227,7 @@ fn there_is_an_end_to_clients_and_to_waits() {
 
 #[test]
 fn wait_is_answered_at_the_end_for_those_before_and_after() {
-    let dir = Dir::new();
-    let path = dir.0.join("s");
-    let (server, asked) = server(&path);
+    let (_dir, path, server, asked) = served();
     let wait = {
         let path = path.clone();
         std::thread::spawn(move || call(&path, "wait", &Members::new(), None))
@@ -257,9 +247,7 @@ fn wait_is_answered_at_the_end_for_those_before_and_after() {
 
 #[test]
 fn a_server_that_goes_tells_who_waits_and_removes_its_socket() {
-    let dir = Dir::new();
-    let path = dir.0.join("s");
-    let (server, asked) = server(&path);
+    let (_dir, path, server, asked) = served();
     let mut raw = Raw::connect(&path);
     raw.say("{\"id\":1,\"verb\":\"wait\"}\n");
     asked.recv().unwrap();
@@ -271,9 +259,7 @@ fn a_server_that_goes_tells_who_waits_and_removes_its_socket() {
 
 #[test]
 fn the_end_and_the_going_of_the_server_lose_no_reply() {
-    let dir = Dir::new();
-    let path = dir.0.join("s");
-    let (server, asked) = server(&path);
+    let (_dir, path, server, asked) = served();
     let mut raw = Raw::connect(&path);
     raw.say("{\"id\":1,\"verb\":\"wait\"}\n");
     asked.recv().unwrap();
