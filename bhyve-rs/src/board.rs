@@ -7,9 +7,11 @@ use boot::platform::{
     AcpiVersion, Chassis, Cpu, Hpet as HpetInfo, Identity, IoApic as IoApicInfo, IsaOverride, IsaPort, Link, Pci,
     Pin as RoutePin, Platform, Pm, Polarity, Processor, Route, Router, Smi, Trigger,
 };
-use devices::storage::{IdeUnit, PiixIde, PiixIdeKind};
+use devices::storage::piix_ide;
 use emu::backend::Disk;
-use emu::{Backends, Backing, Bdf, DeviceCell, Event, IrqLine, IrqSink, Machine, Pin, RamAddr, Rights};
+use emu::{
+    Backends, Backing, Bdf, DeviceCell, Event, IrqLine, IrqSink, Machine, Model, Params, Pin, RamAddr, Rights, Unit,
+};
 use hv::Vm;
 use lpc::{
     AcpiPm, BhyveHostBridge, BhyveLpc, DebugPorts, FwCfg, FwCfgItems, HostBridge, Hpet, I440, I8042, I8237, I8254,
@@ -69,10 +71,10 @@ impl Kind {
     }
 
     /// bhyve's board has none.
-    pub fn ide(self) -> Option<PiixIdeKind> {
+    pub fn ide(self) -> Option<&'static Model> {
         match self {
-            Kind::Pc => Some(PiixIdeKind::Piix3),
-            Kind::I440bx => Some(PiixIdeKind::Piix4),
+            Kind::Pc => Some(&piix_ide::PIIX3),
+            Kind::I440bx => Some(&piix_ide::PIIX4),
             Kind::Bhyve => None,
         }
     }
@@ -204,11 +206,11 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
 ///
 /// # Errors
 /// When it cannot be made.
-pub fn ide(machine: &Arc<Machine>, kind: Kind, units: [IdeUnit; 4], disks: Vec<Option<Box<dyn Disk>>>) -> Result<()> {
-    let Some(piix) = kind.ide() else { return Ok(()) };
+pub fn ide(machine: &Arc<Machine>, kind: Kind, units: [Unit; 4], disks: Vec<Option<Box<dyn Disk>>>) -> Result<()> {
+    let Some(model) = kind.ide() else { return Ok(()) };
     let bdf = Some(Bdf::new(kind.isa_bridge(), 1));
-    let backends = Backends { disks, ..Backends::default() };
-    machine.plug_with("ide", bdf, backends, |s| PiixIde::create(s, piix, units)).map_err(|e| anyhow!(e))?;
+    let backends = Backends { disks, units: units.to_vec(), ..Backends::default() };
+    machine.plug(model, "ide", bdf, &Params::default(), backends).map_err(|e| anyhow!(e))?;
     Ok(())
 }
 

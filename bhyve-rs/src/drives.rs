@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use cfg::{Error, Node, Problem};
-use devices::storage::IdeUnit;
-use emu::Ram;
 use emu::backend::Disk;
+use emu::{Ram, Unit};
 use host::disk::{Image, ImageOptions};
 
 use crate::board;
@@ -22,22 +21,22 @@ const CD_ORDER: [usize; PLACES] = [2, 3, 1, 0];
 #[derive(Default)]
 pub struct Drives {
     /// The kinds of drives.
-    pub units: [IdeUnit; PLACES],
+    pub units: [Unit; PLACES],
     /// What is in them.
     pub images: [Option<Image>; PLACES],
 }
 
 impl Drives {
     /// Puts a drive at the first free place of `order`.
-    fn put(&mut self, order: [usize; PLACES], unit: IdeUnit, image: Option<Image>) {
-        if let Some(at) = order.into_iter().find(|at| self.units[*at] == IdeUnit::None) {
+    fn put(&mut self, order: [usize; PLACES], unit: Unit, image: Option<Image>) {
+        if let Some(at) = order.into_iter().find(|at| self.units[*at] == Unit::None) {
             (self.units[at], self.images[at]) = (unit, image);
         }
     }
 
     /// Adds a disk.
     pub fn disk(&mut self, image: Image) {
-        self.put(DISK_ORDER, IdeUnit::Disk, Some(image));
+        self.put(DISK_ORDER, Unit::Disk, Some(image));
     }
 
     /// Makes back ends of the images, for the controller to take in the order of its units.
@@ -98,7 +97,7 @@ pub fn open(node: &Node) -> Result<Drives> {
     for cd in node.children("cd") {
         let options = ImageOptions { read_only: true, ..ImageOptions::default() };
         let disc = cd.is_given("path").then(|| Image::open(cd.path("path"), options)).transpose()?;
-        drives.put(CD_ORDER, IdeUnit::Cd, disc);
+        drives.put(CD_ORDER, Unit::Cd, disc);
     }
     Ok(drives)
 }

@@ -6,3 +6,8 @@
 //! screens come in as the backend traits of `emu`.
 
 pub mod storage;
+
+use emu::Model;
+
+/// All of them.
+pub static MODELS: &[&Model] = &[&storage::piix_ide::PIIX3, &storage::piix_ide::PIIX4];

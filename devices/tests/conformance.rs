@@ -7,10 +7,10 @@
 
 use std::sync::Arc;
 
-use devices::storage::{IdeUnit, PiixIde, PiixIdeKind};
+use devices::storage::piix_ide::{PIIX3, PIIX4};
 use emu::backend::Disk;
 use emu::bench::{Bench, BenchDisk, Place, Rng, fuzz_cases};
-use emu::{Backends, Bdf, DeviceCell, DeviceState, RamAddr, ResetKind, Saved};
+use emu::{Backends, DeviceCell, DeviceState, Model, Params, RamAddr, ResetKind, Saved, Unit};
 
 /// Steps of a stream before its state is taken over, and after.
 const BEFORE: usize = 600;
@@ -24,22 +24,18 @@ const BMI: u16 = 0xc000;
 #[derive(Clone, Copy)]
 struct Subject {
     name: &'static str,
-    kind: PiixIdeKind,
-    units: [IdeUnit; 4],
+    model: &'static Model,
+    units: [Unit; 4],
 }
 
 const SUBJECTS: [Subject; 3] = [
-    Subject {
-        name: "disk, disk; CD",
-        kind: PiixIdeKind::Piix4,
-        units: [IdeUnit::Disk, IdeUnit::Disk, IdeUnit::Cd, IdeUnit::None],
-    },
+    Subject { name: "disk, disk; CD", model: &PIIX4, units: [Unit::Disk, Unit::Disk, Unit::Cd, Unit::None] },
     Subject {
         name: "CD, disk; a disk alone as slave",
-        kind: PiixIdeKind::Piix3,
-        units: [IdeUnit::Cd, IdeUnit::Disk, IdeUnit::None, IdeUnit::Disk],
+        model: &PIIX3,
+        units: [Unit::Cd, Unit::Disk, Unit::None, Unit::Disk],
     },
-    Subject { name: "nothing", kind: PiixIdeKind::Piix3, units: [IdeUnit::None; 4] },
+    Subject { name: "nothing", model: &PIIX3, units: [Unit::None; 4] },
 ];
 
 struct Rig {
@@ -53,12 +49,10 @@ impl Rig {
         let bench = Bench::new();
         let disks: Vec<BenchDisk> = (0..4).map(|n| BenchDisk::new(&bench, vec![n; 70_000])).collect();
         let backend = |n: usize| -> Option<Box<dyn Disk>> { Some(Box::new(disks[n].clone())) };
-        let given = |n: &usize| subject.units[*n] != IdeUnit::None;
-        let backends =
-            Backends { disks: (0..4).map(|n| backend(n).filter(|_| given(&n))).collect(), ..Backends::default() };
-        let (kind, units) = (subject.kind, subject.units);
-        let create = |s: &mut emu::Slot| PiixIde::create(s, kind, units);
-        let cell = bench.machine.plug_with("ide", Some(Bdf::new(3, 0)), backends, create).unwrap();
+        let given = |n: &usize| subject.units[*n] != Unit::None;
+        let given = (0..4).map(|n| backend(n).filter(|_| given(&n))).collect();
+        let backends = Backends { disks: given, units: subject.units.to_vec(), ..Backends::default() };
+        let cell = bench.plug(subject.model, &Params::default(), backends);
         let rig = Rig { bench, cell, disks };
         rig.reset(ResetKind::PowerOn);
         rig

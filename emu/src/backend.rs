@@ -49,16 +49,30 @@ pub struct Completion {
     pub data: Vec<u8>,
 }
 
-/// A block store. Its device reaches it by a [`crate::DiskPort`].
+/// What stands at a unit of a disk controller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unit {
+    /// Nothing.
+    #[default]
+    None,
+    /// A disk.
+    Disk,
+    /// A CD-ROM drive.
+    Cd,
+}
+
+/// A handle on a block store. A device reaches it by a [`crate::DiskPort`].
 pub trait Disk: Send {
-    /// Size in bytes.
+    /// Size in bytes; 0 for a drive without a medium.
     fn size(&self) -> u64;
     /// Whether writes are refused.
     fn read_only(&self) -> bool;
     /// Starts a request, which the ticket answers when it is finished. It must not wait for the host.
     fn submit(&mut self, request: DiskRequest, ticket: Ticket);
-    /// Forgets all requests under way: none of them touches guest memory after this returns.
+    /// Forgets all requests of this handle that are under way: none of them touches guest memory after this returns.
     fn cancel(&mut self);
+    /// Another handle on the same store. Requests of all handles are served in the order in which they were made.
+    fn share(&self) -> Box<dyn Disk>;
 }
 
 /// A wire.

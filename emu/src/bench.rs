@@ -251,6 +251,10 @@ impl Disk for BenchDisk {
         let dropped = self.inner().held.as_mut().map(std::mem::take);
         drop(dropped);
     }
+
+    fn share(&self) -> Box<dyn Disk> {
+        Box::new(self.clone())
+    }
 }
 
 /// The bench: ISA wires are lines 0 to 15, the PCI pins A to D lines 16 to 19, of every slot alike.

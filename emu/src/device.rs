@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::backend::{Chardev, Disk, Net, Screen};
+use crate::backend::{Chardev, Disk, Net, Screen, Unit};
 use crate::clock::{Clock, Timer, TimerSink, Timers};
 use crate::completion::{DiskPort, Queue, SavedAnswer};
 use crate::dma::DmaMem;
@@ -406,6 +406,24 @@ impl Params {
     }
 }
 
+/// What a model is for: which sections of a configuration can name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A controller with places for this many disks, which may be CD-ROM drives.
+    Storage {
+        /// Places.
+        units: usize,
+        /// Whether [`Unit::Cd`] can stand there.
+        cds: bool,
+    },
+    /// A network card.
+    Network,
+    /// A display adapter.
+    Display,
+    /// Anything else.
+    Other,
+}
+
 /// Makes a device, taking its resources from the slot.
 pub type Create = fn(&mut Slot, &Params) -> Result<Box<dyn Device>, String>;
 
@@ -416,6 +434,8 @@ pub struct Model {
     pub name: &'static str,
     /// One line.
     pub summary: &'static str,
+    /// What it is for.
+    pub class: Class,
     /// Its keys.
     pub keys: &'static [Param],
     /// Makes one, taking its resources from the slot.
@@ -575,6 +595,8 @@ impl Drop for Machine {
 pub struct Backends {
     /// Disks, in the order of units.
     pub disks: Vec<Option<Box<dyn Disk>>>,
+    /// What stands at these units; [`Unit::Disk`] where this says nothing of a disk.
+    pub units: Vec<Unit>,
     /// A network.
     pub net: Option<Box<dyn Net>>,
     /// A character stream.
@@ -722,6 +744,12 @@ impl Slot {
         let timer = Arc::new(self.machine.timers.add(cell, id));
         self.wires.timers.push(timer.clone());
         timer
+    }
+
+    /// What stands at unit `n`. Ask before [`Slot::disk`].
+    pub fn unit(&self, n: usize) -> Unit {
+        let disk = || self.backends.disks.get(n).is_some_and(Option::is_some);
+        self.backends.units.get(n).copied().unwrap_or(if disk() { Unit::Disk } else { Unit::None })
     }
 
     /// Takes the disk of unit `n`, if there is one.

@@ -22,12 +22,13 @@ mod pci;
 mod ram;
 mod space;
 
+pub use backend::Unit;
 pub use bus::{CpuBus, Exit};
 pub use clock::{Clock, Timer, TimerSink, Timers};
 pub use completion::{DISK_LATENCY, DiskPort, SavedAnswer, Ticket};
 pub use device::{
-    Backends, Create, Device, DeviceCell, DeviceState, Event, IrqSaved, Machine, Model, Param, ParamKind, Params,
-    Region, ResetKind, Saved, Slot, State, SystemEvent,
+    Backends, Class, Create, Device, DeviceCell, DeviceState, Event, IrqSaved, Machine, Model, Param, ParamKind,
+    Params, Region, ResetKind, Saved, Slot, State, SystemEvent,
 };
 pub use dma::{DmaMem, IoVec};
 pub use irq::{IrqLine, IrqSink, MsiSink, NoMsi};

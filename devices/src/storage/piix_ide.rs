@@ -9,7 +9,10 @@
 
 use std::sync::Arc;
 
-use emu::{BarKind, Device, DmaMem, Event, IrqLine, PciFunction, PciIds, Region, ResetKind, Slot, State, Widths};
+use emu::{
+    BarKind, Class, Device, DmaMem, Event, IrqLine, Model, PciFunction, PciIds, Region, ResetKind, Slot, State, Unit,
+    Widths,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -18,24 +21,30 @@ use super::drive::{DEV, Drive, DriveState, drive_of_tag, reg};
 
 /// Which of the functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PiixIdeKind {
+enum Kind {
     /// 8086:7010.
     Piix3,
     /// 8086:7111, which has Ultra DMA.
     Piix4,
 }
 
-/// What hangs at a place of a cable.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum IdeUnit {
-    /// Nothing.
-    #[default]
-    None,
-    /// A disk.
-    Disk,
-    /// A CD-ROM drive.
-    Cd,
-}
+/// The PIIX3's.
+pub static PIIX3: Model = Model {
+    name: "piix3-ide",
+    summary: "IDE controller of the PIIX3: two channels, bus master",
+    class: Class::Storage { units: 4, cds: true },
+    keys: &[],
+    create: |slot, _| PiixIde::create(slot, Kind::Piix3),
+};
+
+/// The PIIX4's.
+pub static PIIX4: Model = Model {
+    name: "piix4-ide",
+    summary: "IDE controller of the PIIX4: two channels, bus master, Ultra DMA 33",
+    class: Class::Storage { units: 4, cds: true },
+    keys: &[],
+    create: |slot, _| PiixIde::create(slot, Kind::Piix4),
+};
 
 const IDETIM: usize = 0x40;
 /// High byte of IDETIM: the channel is decoded.
@@ -170,20 +179,16 @@ struct Saved {
 }
 
 /// The function.
-pub struct PiixIde {
+struct PiixIde {
     function: Arc<PciFunction>,
     dma: DmaMem,
     channels: [Channel; 2],
 }
 
 impl PiixIde {
-    /// The function, with primary master and slave and secondary master and slave, which find their disks among the
-    /// slot's under the same numbers.
-    ///
-    /// # Errors
-    /// When the slot is taken, or a disk is missing.
-    pub fn create(slot: &mut Slot, kind: PiixIdeKind, units: [IdeUnit; 4]) -> Result<Box<dyn Device>, String> {
-        let (device, revision) = if kind == PiixIdeKind::Piix3 { (0x7010, 0) } else { (0x7111, 1) };
+    /// The function. The slot's first four units are primary master and slave and secondary master and slave.
+    fn create(slot: &mut Slot, kind: Kind) -> Result<Box<dyn Device>, String> {
+        let (device, revision) = if kind == Kind::Piix3 { (0x7010, 0) } else { (0x7111, 1) };
         let ids = PciIds { vendor: 0x8086, device, class: 0x01_0180, revision, ..PciIds::default() };
         let function = slot.pci(ids)?;
         function.config(|c| {
@@ -193,19 +198,20 @@ impl PiixIde {
             c.clears(0x06, &[0x00, 0x38]);
             c.writable(0x0c, &[0x00, 0xf0]);
             c.writable(IDETIM, &[0xff, 0xf3, 0xff, 0xf3, 0xff]);
-            if kind == PiixIdeKind::Piix4 {
+            if kind == Kind::Piix4 {
                 c.writable(0x48, &[0x0f, 0x00, 0x33, 0x33]);
             }
         });
         slot.bar(4, BarKind::Io, 16, BUS_MASTER, Widths::BYTE);
         let dma = slot.dma();
         let mut drives = Vec::new();
-        for (n, unit) in units.into_iter().enumerate() {
+        for n in 0..4 {
+            let unit = slot.unit(n);
             let disk = slot.disk(n);
             drives.push(match unit {
-                IdeUnit::None => None,
-                IdeUnit::Disk if disk.is_none() => return Err(format!("IDE unit {n} has no disk")),
-                IdeUnit::Disk | IdeUnit::Cd => Some(Drive::new(n, unit == IdeUnit::Cd, disk)),
+                Unit::None => None,
+                Unit::Disk if disk.is_none() => return Err(format!("IDE unit {n} has no disk")),
+                Unit::Disk | Unit::Cd => Some(Drive::new(n, unit == Unit::Cd, disk)),
             });
         }
         let mut drives = drives.into_iter();

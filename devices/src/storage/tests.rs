@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
 use emu::bench::{Bench, BenchDisk};
-use emu::{Backends, Bdf, DeviceCell, DeviceState, Event, ResetKind};
+use emu::{Backends, DeviceCell, DeviceState, Event, Params, ResetKind, Unit};
 
-use super::{IdeUnit, PiixIde, PiixIdeKind};
+use super::piix_ide::{PIIX3, PIIX4};
 
 const IRQ14: u32 = 14;
 const IRQ15: u32 = 15;
@@ -30,10 +30,8 @@ fn rig() -> Rig {
     let disc = BenchDisk::new(&bench, pattern(100 * 2048));
     let disks: Vec<Option<Box<dyn emu::backend::Disk>>> =
         vec![Some(Box::new(disk.clone())), None, Some(Box::new(disc.clone())), None];
-    let units = [IdeUnit::Disk, IdeUnit::None, IdeUnit::Cd, IdeUnit::None];
-    let backends = Backends { disks, ..Backends::default() };
-    let create = |s: &mut emu::Slot| PiixIde::create(s, PiixIdeKind::Piix4, units);
-    let cell = bench.machine.plug_with("ide", Some(Bdf::new(3, 0)), backends, create).unwrap();
+    let units = vec![Unit::Disk, Unit::None, Unit::Cd];
+    let cell = bench.plug(&PIIX4, &Params::default(), Backends { disks, units, ..Backends::default() });
     let mut rig = Rig { bench, cell, disk, disc };
     rig.reset();
     rig
@@ -181,8 +179,7 @@ fn nobody_answers_for_a_missing_master_and_the_master_for_a_missing_slave() {
     r.out(0x1f7, 0x90);
     assert_eq!(r.inp(0x1f7), 0x50, "the diagnosis selects device 0");
     let bench = Bench::new();
-    let units = [IdeUnit::None; 4];
-    bench.part(|s| PiixIde::create(s, PiixIdeKind::Piix3, units).unwrap());
+    bench.plug(&PIIX3, &Params::default(), Backends::default());
     let mut r = Rig { disk: BenchDisk::new(&bench, vec![]), disc: r.disc, cell: r.cell, bench };
     r.reset();
     r.out(0x1f2, 0x55);
@@ -457,7 +454,7 @@ fn a_saved_transfer_goes_on_in_another_machine() {
     assert_eq!(twin.inp(0x1f7), 0x50);
     // A machine with other drives is another machine.
     let bench = Bench::new();
-    let cell = bench.part(|s| PiixIde::create(s, PiixIdeKind::Piix4, [IdeUnit::None; 4]).unwrap());
+    let cell = bench.plug(&PIIX4, &Params::default(), Backends::default());
     assert!(cell.load(saved).is_err());
 }
 

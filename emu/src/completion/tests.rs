@@ -9,6 +9,7 @@ use crate::space::AddressSpace;
 use crate::{Clock, DeviceState};
 
 /// A disk whose requests the test answers, or a thread of its own.
+#[derive(Clone)]
 struct Scripted(Sender<(DiskRequest, Ticket)>);
 
 impl Disk for Scripted {
@@ -22,6 +23,9 @@ impl Disk for Scripted {
         self.0.send((request, ticket)).unwrap();
     }
     fn cancel(&mut self) {}
+    fn share(&self) -> Box<dyn Disk> {
+        Box::new(self.clone())
+    }
 }
 
 /// Reads 4 bytes whenever it is written to, and remembers the answers in its state.
@@ -144,6 +148,7 @@ fn a_device_that_cancels_while_it_hears_one_answer_does_not_hear_the_next() {
 #[test]
 fn a_fast_host_and_a_greedy_device_do_not_keep_the_thread() {
     /// Answers at once, that is as soon as the clock shows another time than when the delivery began.
+    #[derive(Clone)]
     struct Fast(Arc<Clock>);
     impl Disk for Fast {
         fn size(&self) -> u64 {
@@ -158,6 +163,9 @@ fn a_fast_host_and_a_greedy_device_do_not_keep_the_thread() {
             ticket.finish(true, Vec::new());
         }
         fn cancel(&mut self) {}
+        fn share(&self) -> Box<dyn Disk> {
+            Box::new(self.clone())
+        }
     }
     let machine = Machine::new(AddressSpace::new(Arc::new(Ram::new(1 << 20).unwrap())), Clock::running());
     machine.clock().resume();

@@ -54,6 +54,8 @@ struct Rig {
     bench: Bench,
     cell: Arc<DeviceCell>,
     port: DiskPort,
+    /// Another handle on the same disk.
+    other: DiskPort,
     heard: Arc<Mutex<Vec<Completion>>>,
 }
 
@@ -61,13 +63,13 @@ fn rig(image: Image) -> Rig {
     let bench = Bench::new();
     let disk = image.attach(bench.machine.space.ram()).unwrap();
     let heard = Arc::<Mutex<Vec<Completion>>>::default();
-    let (mut port, ear) = (None, heard.clone());
-    let backends = Backends { disks: vec![Some(disk)], ..Backends::default() };
+    let (mut ports, ear) = ((None, None), heard.clone());
+    let backends = Backends { disks: vec![Some(disk.share()), Some(disk)], ..Backends::default() };
     let cell = bench.machine.plug_with("ear", None, backends, |slot| {
-        port = slot.disk(0);
+        ports = (slot.disk(0), slot.disk(1));
         Ok(Box::new(Ear(ear, ())))
     });
-    Rig { bench, cell: cell.unwrap(), port: port.unwrap(), heard }
+    Rig { bench, cell: cell.unwrap(), port: ports.0.unwrap(), other: ports.1.unwrap(), heard }
 }
 
 impl Rig {
@@ -225,4 +227,24 @@ fn after_cancel_nothing_is_heard_and_nothing_is_written() {
     assert_eq!(r.ask(vec![]), []);
     assert_eq!(scratch.bytes(), after);
     assert_eq!(r.one(0, DiskOp::ReadBytes(512)).unwrap(), after, "and it works on");
+}
+
+#[test]
+fn handles_of_a_disk_are_served_in_turn_and_cancelled_alone() {
+    let scratch = Scratch::new(&[0; 512]);
+    let mut r = rig(scratch.open(false).unwrap());
+    for n in 0..50 {
+        r.port.submit(DiskRequest { tag: n, offset: 0, op: DiskOp::WriteBytes(vec![n as u8; 512]) });
+        r.other.submit(DiskRequest { tag: 100 + n, offset: 0, op: DiskOp::ReadBytes(512) });
+    }
+    let reads: Vec<_> = r.ask(vec![]).into_iter().filter(|c| c.tag >= 100).collect();
+    assert_eq!(reads.len(), 50);
+    reads.iter().for_each(|c| assert_eq!(c.data, [(c.tag - 100) as u8; 512]));
+    for n in 0..200 {
+        r.port.submit(DiskRequest { tag: n, offset: 0, op: DiskOp::WriteBytes(vec![0xee; 512]) });
+        r.other.submit(DiskRequest { tag: 1000 + n, offset: 0, op: DiskOp::ReadBytes(512) });
+    }
+    r.port.cancel();
+    let heard: Vec<u64> = r.ask(vec![]).iter().map(|c| c.tag).collect();
+    assert_eq!(heard, (1000..1200).collect::<Vec<_>>());
 }

@@ -14,16 +14,23 @@ use super::{Image, Store};
 /// A guest can make an error as often as it likes; the log has one of a disk in this time.
 const BETWEEN_ERRORS: Duration = Duration::from_secs(1);
 
+/// Who made a request.
+type Handle = u64;
+
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<(DiskRequest, Ticket)>,
-    /// The thread has a job in hand.
-    working: bool,
+    jobs: VecDeque<(Handle, DiskRequest, Ticket)>,
+    /// Whose job the thread has in hand.
+    working: Option<Handle>,
+    /// The number of the next handle.
+    handles: Handle,
     stop: bool,
 }
 
-#[derive(Default)]
+/// What the thread and the handles have in common.
 struct Shared {
+    size: u64,
+    read_only: bool,
     queue: Mutex<Queue>,
     /// The queue has something, or is to stop.
     filled: Condvar,
@@ -31,49 +38,13 @@ struct Shared {
     done: Condvar,
 }
 
-/// A disk with its thread.
-pub(super) struct Worker {
-    size: u64,
-    read_only: bool,
+/// The thread; it ends with its last handle.
+struct Thread {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Worker {
-    pub fn start(image: Image, ram: Arc<Ram>) -> io::Result<Worker> {
-        let shared = Arc::<Shared>::default();
-        let (size, read_only) = (image.store.size(), image.store.read_only());
-        let mut work = Work { image, ram, last_error: None };
-        let theirs = shared.clone();
-        let thread = std::thread::Builder::new().name("disk".to_owned()).spawn(move || work.run(&theirs))?;
-        Ok(Worker { size, read_only, shared, thread: Some(thread) })
-    }
-}
-
-impl Disk for Worker {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_only(&self) -> bool {
-        self.read_only
-    }
-
-    fn submit(&mut self, request: DiskRequest, ticket: Ticket) {
-        self.shared.queue.lock().unwrap().jobs.push_back((request, ticket));
-        self.shared.filled.notify_one();
-    }
-
-    fn cancel(&mut self) {
-        let mut queue = self.shared.queue.lock().unwrap();
-        let dropped = std::mem::take(&mut queue.jobs);
-        drop(self.shared.done.wait_while(queue, |q| q.working).unwrap());
-        // Tickets tell that they go, which takes locks of others.
-        drop(dropped);
-    }
-}
-
-impl Drop for Worker {
+impl Drop for Thread {
     /// What was asked for is done first: a guest that powered off has seen no error.
     fn drop(&mut self) {
         self.shared.queue.lock().unwrap().stop = true;
@@ -81,6 +52,66 @@ impl Drop for Worker {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// A handle on a disk with its thread.
+pub(super) struct Worker {
+    thread: Arc<Thread>,
+    handle: Handle,
+}
+
+impl Worker {
+    pub fn start(image: Image, ram: Arc<Ram>) -> io::Result<Worker> {
+        let shared = Arc::new(Shared {
+            size: image.store.size(),
+            read_only: image.store.read_only(),
+            queue: Mutex::default(),
+            filled: Condvar::new(),
+            done: Condvar::new(),
+        });
+        let mut work = Work { image, ram, last_error: None };
+        let theirs = shared.clone();
+        let thread = std::thread::Builder::new().name("disk".to_owned()).spawn(move || work.run(&theirs))?;
+        Ok(Worker::handle(&Arc::new(Thread { shared, thread: Some(thread) })))
+    }
+
+    fn handle(thread: &Arc<Thread>) -> Worker {
+        let mut queue = thread.shared.queue.lock().unwrap();
+        queue.handles += 1;
+        Worker { handle: queue.handles, thread: thread.clone() }
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.thread.shared
+    }
+}
+
+impl Disk for Worker {
+    fn size(&self) -> u64 {
+        self.shared().size
+    }
+
+    fn read_only(&self) -> bool {
+        self.shared().read_only
+    }
+
+    fn submit(&mut self, request: DiskRequest, ticket: Ticket) {
+        self.shared().queue.lock().unwrap().jobs.push_back((self.handle, request, ticket));
+        self.shared().filled.notify_one();
+    }
+
+    fn cancel(&mut self) {
+        let mut queue = self.shared().queue.lock().unwrap();
+        let (dropped, kept) = std::mem::take(&mut queue.jobs).into_iter().partition(|(h, ..)| *h == self.handle);
+        queue.jobs = kept;
+        drop(self.shared().done.wait_while(queue, |q| q.working == Some(self.handle)).unwrap());
+        // Tickets tell that they go, which takes locks of others.
+        drop::<VecDeque<_>>(dropped);
+    }
+
+    fn share(&self) -> Box<dyn Disk> {
+        Box::new(Worker::handle(&self.thread))
     }
 }
 
@@ -95,12 +126,12 @@ impl Work {
         loop {
             let queue = shared.queue.lock().unwrap();
             let mut queue = shared.filled.wait_while(queue, |q| q.jobs.is_empty() && !q.stop).unwrap();
-            let Some((request, ticket)) = queue.jobs.pop_front() else { return };
-            queue.working = true;
+            let Some((handle, request, ticket)) = queue.jobs.pop_front() else { return };
+            queue.working = Some(handle);
             drop(queue);
             let (ok, data) = self.serve(request);
             ticket.finish(ok, data);
-            shared.queue.lock().unwrap().working = false;
+            shared.queue.lock().unwrap().working = None;
             shared.done.notify_all();
         }
     }
