@@ -7,27 +7,91 @@ use boot::platform::{
     AcpiVersion, Chassis, Cpu, Hpet as HpetInfo, Identity, IoApic as IoApicInfo, IsaOverride, IsaPort, Link, Pci,
     Pin as RoutePin, Platform, Pm, Polarity, Processor, Route, Router, Smi, Trigger,
 };
+use cfg::Node;
 use devices::storage::piix_ide;
-use emu::backend::Disk;
-use emu::{
-    Backends, Backing, Bdf, DeviceCell, Event, IrqLine, IrqSink, Machine, Model, Params, Pin, RamAddr, Rights, Unit,
-};
+use emu::{Backends, Backing, Bdf, DeviceCell, Event, IrqLine, IrqSink, Machine, Model, Pin, RamAddr, Rights};
 use hv::Vm;
 use lpc::{
     AcpiPm, BhyveHostBridge, BhyveLpc, DebugPorts, FwCfg, FwCfgItems, HostBridge, Hpet, I440, I8042, I8237, I8254,
     I8259, IoApic, LegacyRoute, Mc146818, Mechanism1, Piix, PiixIsa, Pirq, lpc_bhyve,
 };
 
-/// Which board.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// 440FX and PIIX3, with the PIIX4's power management function: a plain PC.
-    Pc,
-    /// 440BX and PIIX4.
+/// What a board is: which chips are on it, and where.
+pub struct Kind {
+    /// Its name in configurations.
+    pub name: &'static str,
+    chipset: Chipset,
+    /// Device number of the bridge to the ISA bus, which routes interrupts.
+    pub isa_bridge: u8,
+    /// Configuration registers of the interrupt router, PIRQ A first.
+    pirqs: &'static [u8],
+    /// The PIRQ that a device's pin is wired to: as SeaBIOS and the chipsets' own tables expect it.
+    pirq_of: fn(u8, u8) -> u8,
+    /// The IDE controller, function 1 of the ISA bridge's device.
+    pub ide: Option<&'static Model>,
+    /// A board of 1998 has no HPET.
+    hpet: bool,
+    /// Firmware made for QEMU knows its machine as this board.
+    fw_cfg: bool,
+    /// The first PCI device number that is free.
+    pub first_slot: u8,
+}
+
+/// What a board is built around.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Chipset {
+    I440fx,
     I440bx,
-    /// bhyve's own: host bridge, LPC bridge at device 31.
     Bhyve,
 }
+
+/// How the PIIX boards wire pins.
+fn swizzle(dev: u8, pin: u8) -> u8 {
+    dev.wrapping_sub(1).wrapping_add(pin) & 3
+}
+
+const PIIX_PIRQS: &[u8] = &[0x60, 0x61, 0x62, 0x63];
+
+/// 440FX and PIIX3, with the PIIX4's power management function: a plain PC.
+pub static I440FX: Kind = Kind {
+    name: "440fx",
+    chipset: Chipset::I440fx,
+    isa_bridge: 1,
+    pirqs: PIIX_PIRQS,
+    pirq_of: swizzle,
+    ide: Some(&piix_ide::PIIX3),
+    hpet: true,
+    fw_cfg: true,
+    first_slot: 3,
+};
+
+/// 440BX and PIIX4.
+pub static I440BX: Kind = Kind {
+    name: "440bx",
+    chipset: Chipset::I440bx,
+    isa_bridge: 7,
+    ide: Some(&piix_ide::PIIX4),
+    hpet: false,
+    fw_cfg: false,
+    first_slot: 9,
+    ..I440FX
+};
+
+/// bhyve's own: host bridge, LPC bridge at device 31.
+pub static BHYVE: Kind = Kind {
+    name: "bhyve",
+    chipset: Chipset::Bhyve,
+    isa_bridge: 31,
+    pirqs: &[0x60, 0x61, 0x62, 0x63, 0x68, 0x69, 0x6a, 0x6b],
+    pirq_of: lpc_bhyve::pirq_of,
+    ide: None,
+    hpet: true,
+    fw_cfg: false,
+    first_slot: 3,
+};
+
+/// All boards.
+pub static ALL: [&Kind; 3] = [&I440FX, &I440BX, &BHYVE];
 
 /// Where the firmware puts a PIIX4's power management block.
 const PM_BASE: u16 = 0xb000;
@@ -44,56 +108,10 @@ const BIOS_AREA: std::ops::Range<u64> = 0xc_0000..0x10_0000;
 /// Pins of the I/O APIC; what PIRQs leave is for the HPET's comparators.
 const IOAPIC_PINS: u8 = 24;
 
-impl Kind {
-    /// Device number of the bridge to the ISA bus, which routes interrupts.
-    fn isa_bridge(self) -> u8 {
-        match self {
-            Kind::Pc => 1,
-            Kind::I440bx => 7,
-            Kind::Bhyve => 31,
-        }
-    }
-
-    /// Configuration registers of the interrupt router, PIRQ A first.
-    fn pirqs(self) -> &'static [u8] {
-        match self {
-            Kind::Pc | Kind::I440bx => &[0x60, 0x61, 0x62, 0x63],
-            Kind::Bhyve => &[0x60, 0x61, 0x62, 0x63, 0x68, 0x69, 0x6a, 0x6b],
-        }
-    }
-
-    /// The PIRQ that a device's pin is wired to: as SeaBIOS and the chipsets' own tables expect it.
-    fn pirq_of(self, dev: u8, pin: u8) -> u8 {
-        match self {
-            Kind::Pc | Kind::I440bx => dev.wrapping_sub(1).wrapping_add(pin) & 3,
-            Kind::Bhyve => lpc_bhyve::pirq_of(dev, pin),
-        }
-    }
-
-    /// bhyve's board has none.
-    pub fn ide(self) -> Option<&'static Model> {
-        match self {
-            Kind::Pc => Some(&piix_ide::PIIX3),
-            Kind::I440bx => Some(&piix_ide::PIIX4),
-            Kind::Bhyve => None,
-        }
-    }
-
-    /// A board of 1998 has none.
-    fn has_hpet(self) -> bool {
-        self != Kind::I440bx
-    }
-
-    /// Firmware made for QEMU knows its machine as this board.
-    fn has_fw_cfg(self) -> bool {
-        self == Kind::Pc
-    }
-}
-
 /// What a board is built from.
 pub struct Parts {
     /// Which board.
-    pub kind: Kind,
+    pub kind: &'static Kind,
     /// Arena address of guest RAM.
     pub ram: RamAddr,
     /// Bytes of guest RAM.
@@ -127,6 +145,12 @@ impl IrqSink for IsaWires {
     }
 }
 
+/// The board that a configuration asks for.
+pub fn kind(node: &Node) -> &'static Kind {
+    let name = node.maybe("board");
+    ALL.into_iter().find(|kind| Some(kind.name) == name).unwrap_or(&I440FX)
+}
+
 /// Builds the board into `machine`.
 ///
 /// # Errors
@@ -144,34 +168,34 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     let apic_pin = |n: u8| IrqLine::new(ioapic.clone(), u32::from(n));
     let wires = Arc::new(IsaWires { pic, ioapic: ioapic.clone() });
     let mut isa_wires: Vec<IrqLine> = (0..16).map(|n| IrqLine::new(wires.clone(), n)).collect();
-    let legacy = kind.has_hpet().then(|| LegacyRoute::new(machine, &mut isa_wires));
+    let legacy = kind.hpet.then(|| LegacyRoute::new(machine, &mut isa_wires));
     machine.set_isa_irqs(isa_wires);
 
-    let inputs = kind.pirqs().len() as u8;
+    let inputs = kind.pirqs.len() as u8;
     let pirq = Pirq::with_inputs(machine, (0..inputs).map(|n| apic_pin(PIRQ_GSI + n)).collect());
     let pirq_wires: Vec<IrqLine> = (0..u32::from(inputs)).map(|n| IrqLine::new(pirq.clone(), n)).collect();
     machine.pci.set_routing(Box::new(move |bdf: Bdf, pin: Pin| {
-        pirq_wires[usize::from(kind.pirq_of(bdf.dev, pin as u8))].clone()
+        pirq_wires[usize::from((kind.pirq_of)(bdf.dev, pin as u8))].clone()
     }));
 
     Mechanism1::new(machine);
     let part = |name: &str, bdf: Option<Bdf>, create: Create| -> Result<Arc<DeviceCell>> {
         machine.plug_with(name, bdf, Backends::default(), create).map_err(|e| anyhow!(e))
     };
-    let (host, isa) = (Some(Bdf::new(0, 0)), Some(Bdf::new(kind.isa_bridge(), 0)));
-    let power = Some(Bdf::new(kind.isa_bridge(), 3));
+    let (host, isa) = (Some(Bdf::new(0, 0)), Some(Bdf::new(kind.isa_bridge, 0)));
+    let power = Some(Bdf::new(kind.isa_bridge, 3));
     let ram = parts.ram;
-    let (isa_bridge, pm) = match kind {
-        Kind::Pc | Kind::I440bx => {
-            let (bridge, piix) = match kind {
-                Kind::Pc => (HostBridge::I440fx, Piix::Piix3),
+    let (isa_bridge, pm) = match kind.chipset {
+        Chipset::I440fx | Chipset::I440bx => {
+            let (bridge, piix) = match kind.chipset {
+                Chipset::I440fx => (HostBridge::I440fx, Piix::Piix3),
                 _ => (HostBridge::I440bx, Piix::Piix4),
             };
             part("host-bridge", host, Box::new(move |s| I440::create(s, bridge, ram)))?;
             let isa_bridge = part("isa-bridge", isa, Box::new(move |s| PiixIsa::create(s, piix, pirq)))?;
             (isa_bridge, part("pm", power, Box::new(|s| AcpiPm::create(s, PM_BASE, true)))?)
         }
-        Kind::Bhyve => {
+        Chipset::Bhyve => {
             // Nothing shadows the BIOS area: it is RAM.
             let backing = Backing::Ram(RamAddr(ram.0 + BIOS_AREA.start));
             let len = BIOS_AREA.end - BIOS_AREA.start;
@@ -195,23 +219,11 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     // What firmware says there is part of the log, for whoever asks for it.
     let log = Box::new(|line: &str| tracing::debug!(target: "firmware", "{line}"));
     part("debug-ports", None, Box::new(|s| Ok(DebugPorts::create(s, log))))?;
-    if kind.has_fw_cfg() {
+    if kind.fw_cfg {
         let items = fw_cfg_items(parts)?;
         part("fw-cfg", None, Box::new(move |s| Ok(FwCfg::create(s, items))))?;
     }
     Ok(Board { pm })
-}
-
-/// Puts in the IDE function of the boards that have one, with `units` and their disks on its channels.
-///
-/// # Errors
-/// When it cannot be made.
-pub fn ide(machine: &Arc<Machine>, kind: Kind, units: [Unit; 4], disks: Vec<Option<Box<dyn Disk>>>) -> Result<()> {
-    let Some(model) = kind.ide() else { return Ok(()) };
-    let bdf = Some(Bdf::new(kind.isa_bridge(), 1));
-    let backends = Backends { disks, units: units.to_vec(), ..Backends::default() };
-    machine.plug(model, "ide", bdf, &Params::default(), backends).map_err(|e| anyhow!(e))?;
-    Ok(())
 }
 
 /// What firmware made for QEMU's machine of this kind looks for.
@@ -246,7 +258,7 @@ fn cmos(parts: &Parts) -> Vec<(u8, u8)> {
 
 /// The firmware's view of the board.
 pub fn platform(
-    kind: Kind,
+    kind: &Kind,
     cpus: u32,
     model: &cpu::Model,
     low_memory: u64,
@@ -254,7 +266,7 @@ pub fn platform(
     uuid: [u8; 16],
 ) -> Platform {
     let links = kind
-        .pirqs()
+        .pirqs
         .iter()
         .zip(PIRQ_IRQS.into_iter().cycle())
         .map(|(&register, irq)| Link { register, irq: Some(irq) })
@@ -262,14 +274,14 @@ pub fn platform(
     let routes = (1..32)
         .flat_map(|device| {
             RoutePin::ALL.into_iter().map(move |pin| {
-                let link = kind.pirq_of(device, pin as u8);
+                let link = (kind.pirq_of)(device, pin as u8);
                 Route { device, pin, link, gsi: PIRQ_GSI + link }
             })
         })
         .collect();
     let level = |irq| IsaOverride { irq, gsi: irq, polarity: Polarity::High, trigger: Trigger::Level };
-    let pm = match kind {
-        Kind::Pc | Kind::I440bx => Pm {
+    let pm = match kind.chipset {
+        Chipset::I440fx | Chipset::I440bx => Pm {
             base: PM_BASE,
             len: 0x40,
             sci: 9,
@@ -279,7 +291,7 @@ pub fn platform(
             reset_port: true,
             s5: 0,
         },
-        Kind::Bhyve => Pm {
+        Chipset::Bhyve => Pm {
             base: lpc_bhyve::PM_BASE,
             len: 0x10,
             sci: 9,
@@ -314,7 +326,7 @@ pub fn platform(
             links,
             // An MPIIX or PIIX is what drivers know as a router whose registers $PIR names.
             router: Some(Router {
-                device: kind.isa_bridge(),
+                device: kind.isa_bridge,
                 function: 0,
                 compatible: (0x8086, 0x122e),
                 allowed: 0x0e20,
@@ -326,8 +338,8 @@ pub fn platform(
         },
         acpi: Some(AcpiVersion::V2),
         pm: Some(pm),
-        hpet: kind.has_hpet().then_some(HpetInfo { base: Hpet::BASE as u32, id: Hpet::ID, min_tick: 100 }),
-        fw_cfg: kind.has_fw_cfg(),
+        hpet: kind.hpet.then_some(HpetInfo { base: Hpet::BASE as u32, id: Hpet::ID, min_tick: 100 }),
+        fw_cfg: kind.fw_cfg,
         rtc_century: Some(0x32),
         serial,
         parallel: Vec::new(),
@@ -338,7 +350,7 @@ pub fn platform(
 }
 
 /// Names in SMBIOS and ACPI. FreeBSD and others know bhyve by them.
-fn identity(kind: Kind, uuid: [u8; 16]) -> Identity {
+fn identity(kind: &Kind, uuid: [u8; 16]) -> Identity {
     let ours = Identity {
         bios_vendor: "bhyve-rs".into(),
         bios_version: env!("CARGO_PKG_VERSION").into(),
@@ -356,10 +368,10 @@ fn identity(kind: Kind, uuid: [u8; 16]) -> Identity {
         oem_table_id: "BHYVERS ".into(),
         creator_id: "BHRS".into(),
     };
-    match kind {
-        Kind::Pc => Identity { product: "PC (440FX, PIIX3)".into(), ..ours },
-        Kind::I440bx => Identity { product: "PC (440BX, PIIX4)".into(), ..ours },
-        Kind::Bhyve => Identity {
+    match kind.chipset {
+        Chipset::I440fx => Identity { product: "PC (440FX, PIIX3)".into(), ..ours },
+        Chipset::I440bx => Identity { product: "PC (440BX, PIIX4)".into(), ..ours },
+        Chipset::Bhyve => Identity {
             bios_vendor: "BHYVE".into(),
             bios_version: "14.0".into(),
             bios_date: "10/17/2021".into(),

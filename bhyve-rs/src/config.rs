@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
-use cfg::{Address, Catalogue, Draft, Error, Errors, Node, Origin, Problem, Schema};
+use cfg::{Address, Catalogue, Draft, Error, Errors, Key, Node, Origin, Problem, Schema};
 use emu::backend::Chardev;
 use host::console::{self, ConsoleSpec, Description};
 use host::{ConsoleCommand, Io};
 
 use crate::vm::{Handle, Kernel, Order, Spec};
-use crate::{board, drives, processor};
+use crate::{board, plan, processor};
 
 /// The words of this version.
 struct Words;
@@ -19,15 +19,22 @@ struct Words;
 impl Catalogue for Words {
     fn words(&self, class: &str) -> Vec<&str> {
         match class {
-            "profile" => vec!["pc", "bhyve"],
-            "board" => vec!["440fx", "440bx", "bhyve"],
+            "profile" => PROFILES.map(|(name, _)| name).into(),
+            "board" => board::ALL.map(|kind| kind.name).into(),
             "cpu" => processor::models(),
             "cpu-feature" => processor::features(),
-            "disk" | "cd" => vec!["ide"],
-            _ => Vec::new(),
+            section => plan::words(section),
         }
     }
+
+    fn keys(&self, _: &str, word: &str) -> &[Key] {
+        plan::keys(word)
+    }
 }
+
+/// Machines to stand for: what is laid under a configuration.
+const PROFILES: [(&str, &str); 2] =
+    [("pc", include_str!("../profiles/pc.toml")), ("bhyve", include_str!("../profiles/bhyve.toml"))];
 
 /// Sections whose devices this version does not have yet.
 const NOT_YET: [&str; 2] = ["floppy", "nic"];
@@ -65,6 +72,11 @@ pub fn from_settings<S: AsRef<str>>(set: &[S], has_kernel: bool) -> Result<Node,
 /// # Errors
 /// All that is wrong with it.
 pub fn check(draft: &Draft, has_kernel: bool) -> Result<Node, Errors> {
+    let mut draft = draft.clone();
+    let profile = draft.tree().text("profile").unwrap_or(PROFILES[0].0);
+    if let Some((name, text)) = PROFILES.into_iter().find(|(name, _)| *name == profile) {
+        draft.merge_under(Draft::parse(&format!("profile {name}"), text));
+    }
     let node = draft.check(Schema { root: &cfg::schema::MACHINE, catalogue: &Words })?;
     let mut errors: Vec<Error> = Vec::new();
     for section in NOT_YET {
@@ -76,7 +88,7 @@ pub fn check(draft: &Draft, has_kernel: bool) -> Result<Node, Errors> {
             )
         }));
     }
-    errors.extend(drives::check(&node, board_kind(&node)));
+    errors.extend(plan::check(&node));
     let boot = node.child("boot");
     if boot.is_given("firmware") {
         errors.push(boot.error("firmware", Problem::new("external firmware is not supported by this version yet")));
@@ -97,7 +109,7 @@ pub fn check(draft: &Draft, has_kernel: bool) -> Result<Node, Errors> {
         ),
     }
     errors.extend(processor::model(&node).err().unwrap_or_default());
-    if errors.is_empty() { Ok(node) } else { Err(Errors(errors)) }
+    if errors.is_empty() { Ok(node) } else { Err(Errors::sorted(errors)) }
 }
 
 /// The kernel that a configuration names.
@@ -118,15 +130,6 @@ pub fn kernel(node: &Node) -> Result<Kernel> {
     })
 }
 
-/// The board that a checked configuration asks for.
-fn board_kind(node: &Node) -> board::Kind {
-    match (node.maybe::<&str>("board"), node.text("profile")) {
-        (Some("440bx"), _) => board::Kind::I440bx,
-        (Some("bhyve"), _) | (None, "bhyve") => board::Kind::Bhyve,
-        _ => board::Kind::Pc,
-    }
-}
-
 /// The machine that a checked configuration describes, with this kernel.
 ///
 /// # Errors
@@ -136,7 +139,7 @@ pub fn spec(node: &Node, kernel: Kernel, plain: bool) -> Result<Spec> {
     Ok(Spec {
         cpus: node.int("cpus") as u32,
         memory: node.size("memory").next_multiple_of(4096),
-        board: board_kind(node),
+        board: board::kind(node),
         model: processor::model(node).map_err(Errors)?,
         plain,
         instruction_clock,

@@ -2,10 +2,11 @@
 
 mod board;
 mod config;
-mod drives;
+
 mod entry;
 mod firmware;
 mod log;
+mod plan;
 mod processor;
 mod remote;
 mod script;
@@ -24,7 +25,7 @@ use host::control::{self, Members};
 use host::{EndSignal, Io};
 use serde_json::json;
 
-use crate::drives::Drives;
+use crate::plan::Plan;
 use crate::remote::Verb;
 use crate::vm::{Connections, Ended, Handle, Instance, Order, Spec};
 use crate::watch::Watch;
@@ -184,7 +185,7 @@ fn run(args: &RunArgs, dir: &Path) -> Result<u8> {
     spec.stay = args.options.stay || args.options.background;
     // A machine that nobody configured has no name by which others could find it.
     let named = args.config.is_some() || args.set.iter().any(|s| s.starts_with("name="));
-    let ended = start(&spec, &node, drives::open(&node)?, &args.options, named.then_some(dir))?;
+    let ended = start(&spec, &node, plan::open(&node)?, &args.options, named.then_some(dir))?;
     Ok(ended.map_or(SUCCESS, |ended| ended as u8))
 }
 
@@ -202,10 +203,10 @@ fn demo(options: &RunOptions) -> Result<u8> {
         };
         let mut spec = config::spec(&node, kernel, options.plain)?;
         spec.rtc_start = config::now();
-        let mut drives = Drives::default();
-        drives.disk(demo_disk());
+        let mut plan = Plan::new(spec.board);
+        plan.disk("ide", demo_disk())?;
         // Its power-off is the demo's success.
-        Ok(match start(&spec, &node, drives, options, None)? {
+        Ok(match start(&spec, &node, plan, options, None)? {
             None | Some(Ended::PowerOff) => SUCCESS,
             Some(ended) => ended as u8,
         })
@@ -266,7 +267,7 @@ fn facts(spec: &Spec, node: &Node, consoles: &config::Consoles) -> Members {
 }
 
 /// Runs a machine to its end, or to where `--until` stops it, with a control socket if there is a directory for it.
-fn start(spec: &Spec, node: &Node, drives: Drives, options: &RunOptions, dir: Option<&Path>) -> Result<Option<Ended>> {
+fn start(spec: &Spec, node: &Node, plan: Plan, options: &RunOptions, dir: Option<&Path>) -> Result<Option<Ended>> {
     let begun = Instant::now();
     log::start(&options.trace);
     let orders = vm::orders();
@@ -284,7 +285,7 @@ fn start(spec: &Spec, node: &Node, drives: Drives, options: &RunOptions, dir: Op
     let watch = (options.stats || !options.trace.is_empty()).then(|| Watch::new(&options.trace));
     let script = options.script.as_deref().map(script::read).transpose()?;
     let mut instance =
-        Instance::new(spec, &hv::Soft, Connections { io, serial, script, drives, orders }, watch.as_ref())?;
+        Instance::new(spec, &hv::Soft, Connections { io, serial, script, plan, orders }, watch.as_ref())?;
     if let Some(watch) = &watch {
         watch.check()?;
     }

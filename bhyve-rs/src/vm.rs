@@ -18,8 +18,8 @@ use hv::{Hypervisor, Outcome, Runner, VmConfig};
 use lpc::Ns16550;
 
 use crate::board::{self, Board};
-use crate::drives::Drives;
 use crate::firmware;
+use crate::plan::Plan;
 use crate::processor::LOW_LIMIT;
 use crate::state::Paused;
 use crate::watch::Watch;
@@ -51,7 +51,7 @@ pub struct Spec {
     /// Bytes of RAM.
     pub memory: u64,
     /// Which board.
-    pub board: board::Kind,
+    pub board: &'static board::Kind,
     /// What the processors claim to be.
     pub model: cpu::Model,
     /// Use the plain interpreter.
@@ -196,8 +196,8 @@ pub struct Connections {
     pub serial: Vec<Option<Box<dyn Chardev>>>,
     /// What is typed at COM1 in place of what comes from its backend.
     pub script: Option<Vec<Step>>,
-    /// What hangs on its IDE controller.
-    pub drives: Drives,
+    /// What is plugged in.
+    pub plan: Plan,
     /// Its orders.
     pub orders: (Handle, Inbox),
 }
@@ -213,7 +213,7 @@ impl Instance {
         connections: Connections,
         watch: Option<&Arc<Watch>>,
     ) -> Result<Instance> {
-        let Connections { io, mut serial, script, drives, orders: (Handle(tx), Inbox(messages)) } = connections;
+        let Connections { io, mut serial, script, plan, orders: (Handle(tx), Inbox(messages)) } = connections;
         let low = spec.memory.min(LOW_LIMIT);
         let ram = Arc::new(Ram::new(spec.memory + (64 << 20)).context("cannot reserve guest memory")?);
         let block = ram.alloc("ram", spec.memory).context("cannot allocate guest memory")?;
@@ -242,13 +242,13 @@ impl Instance {
         };
         let board = board::build(&machine, &vm, &parts)?;
         let shape = format!(
-            "{} processors {}, {} bytes of memory, board {:?}, drives {drives}",
+            "{} processors {}, {} bytes of memory, board {}, {plan}",
             spec.cpus,
             spec.model.identity(),
             spec.memory,
-            spec.board
+            spec.board.name
         );
-        board::ide(&machine, spec.board, drives.units, drives.attach(&ram)?)?;
+        plan.plug(&machine)?;
         let ports: Vec<IsaPort> = COM[..serial.len().min(4)].to_vec();
         if let Some(steps) = script {
             let com1 = serial.first_mut().and_then(Option::as_mut).context("a script needs a console at COM1")?;

@@ -64,7 +64,7 @@ pub struct Errors(pub Vec<Error>);
 
 impl Errors {
     /// Sorts, and keeps one of several equal ones.
-    pub(crate) fn sorted(mut errors: Vec<Error>) -> Errors {
+    pub fn sorted(mut errors: Vec<Error>) -> Errors {
         errors.sort_by(|a, b| (&a.file, a.line, a.column, &a.key).cmp(&(&b.file, b.line, b.column, &b.key)));
         errors.dedup();
         Errors(errors)

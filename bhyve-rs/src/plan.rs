@@ -1,0 +1,273 @@
+//! What is plugged into a machine: from the sections of its configuration to models in PCI slots.
+//!
+//! The plan is made twice, by the same steps: without images when a configuration is checked, so that everything that
+//! cannot be is said at once, and with them when the machine is built.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use anyhow::{Result, anyhow};
+use cfg::{Error, Key, Kind, Node, PciSlot, Problem};
+use devices::MODELS;
+use emu::{Backends, Bdf, Class, Machine, Model, ParamKind, Params, Unit};
+use host::disk::{Image, ImageOptions};
+
+use crate::board;
+
+/// The controller that the board brings.
+const IDE: &str = "ide";
+/// Where CD-ROM drives go on its four units: to a cable of their own while there is room.
+const IDE_CDS: [usize; 4] = [2, 3, 1, 0];
+
+/// Whether a section can name models of a class.
+fn fits(section: &str, class: Class) -> bool {
+    match class {
+        Class::Storage { cds, .. } => section == "disk" || section == "cd" && cds,
+        Class::Network => section == "nic",
+        Class::Display => section == "screen",
+        Class::Other => false,
+    }
+}
+
+/// The keys that models bring to the sections that name them.
+static KEYS: LazyLock<BTreeMap<&str, Vec<Key>>> = LazyLock::new(|| {
+    let key = |p: &emu::Param| Key {
+        name: p.name,
+        kind: match p.kind {
+            ParamKind::Bool => Kind::Bool,
+            ParamKind::Int(min, max) => Kind::Int { min, max },
+            ParamKind::Text => Kind::Text,
+            ParamKind::Choice(words) => Kind::Choice(words),
+            ParamKind::Mac => Kind::Mac,
+        },
+        default: Some(p.default).filter(|d| !d.is_empty()),
+        help: p.help,
+    };
+    MODELS.iter().map(|m| (m.name, m.keys.iter().map(key).collect())).collect()
+});
+
+/// Whether `model` is one that boards bring.
+fn is_boards(model: &Model) -> bool {
+    board::ALL.iter().any(|b| b.ide.is_some_and(|ide| ide.name == model.name))
+}
+
+/// The models that a section can name.
+pub fn words(section: &str) -> Vec<&'static str> {
+    let ide = matches!(section, "disk" | "cd").then_some(IDE);
+    ide.into_iter().chain(MODELS.iter().filter(|m| fits(section, m.class) && !is_boards(m)).map(|m| m.name)).collect()
+}
+
+/// The keys that a model brings.
+pub fn keys(model: &str) -> &'static [Key] {
+    KEYS.get(model).map_or(&[], Vec::as_slice)
+}
+
+/// A device that is to be plugged in.
+struct Placed {
+    model: &'static Model,
+    bdf: Bdf,
+    params: Params,
+    /// Nothing is added to its units: somebody put it into this slot, or gave it keys of its own.
+    closed: bool,
+    units: Vec<Unit>,
+    images: Vec<Option<Image>>,
+}
+
+/// Everything that is plugged into a board.
+pub struct Plan {
+    board: &'static board::Kind,
+    placed: Vec<Placed>,
+}
+
+/// What a drive or a card wants of the plan.
+#[derive(Default)]
+struct Want<'a> {
+    /// The word for its model.
+    model: &'a str,
+    slot: Option<PciSlot>,
+    params: Params,
+    closed: bool,
+}
+
+impl<'a> Want<'a> {
+    fn new(node: &'a Node) -> Result<Want<'a>, Problem> {
+        let section = node.key().split('.').next().unwrap_or_default();
+        let problem = || Problem::new("the profile does not say which").allowed(words(section).join(", "));
+        let model = node.maybe("model").ok_or_else(problem)?;
+        let own = keys(model);
+        let given = |key: &&Key| node.get(key.name).is_some();
+        let params =
+            own.iter().filter(given).map(|k| (k.name, node.get(k.name).map_or(String::new(), ToString::to_string)));
+        let slot = node.maybe("slot");
+        let closed = slot.is_some() || own.iter().any(|k| node.is_given(k.name));
+        Ok(Want { model, slot, params: Params::new(params), closed })
+    }
+}
+
+impl Plan {
+    /// An empty board.
+    pub fn new(board: &'static board::Kind) -> Plan {
+        let ide = board.ide.map(|model| Placed {
+            model,
+            bdf: Bdf::new(board.isa_bridge, 1),
+            params: Params::default(),
+            closed: false,
+            units: vec![Unit::None; IDE_CDS.len()],
+            images: IDE_CDS.map(|_| None).into(),
+        });
+        Plan { board, placed: ide.into_iter().collect() }
+    }
+
+    /// Puts in what a configuration says; `images` opens and locks what is in the drives.
+    fn of(node: &Node, images: bool) -> Result<Plan, Vec<anyhow::Error>> {
+        let mut plan = Plan::new(board::kind(node));
+        let mut errors: Vec<anyhow::Error> = Vec::new();
+        let sections = [("disk", Unit::Disk), ("cd", Unit::Cd)];
+        // Whoever names a slot comes before those that take what is free.
+        for has_slot in [true, false] {
+            for (name, unit) in sections {
+                for drive in node.children(name).iter().filter(|d| d.is_given("slot") == has_slot) {
+                    let image = if images { image(drive, unit) } else { Ok(None) };
+                    let mut put = |image| Want::new(drive).and_then(|want| plan.drive(want, unit, image));
+                    errors.extend(image.and_then(|image| put(image).map_err(|p| at_key(drive, p).into())).err());
+                }
+            }
+            for nic in node.children("nic").iter().filter(|d| d.is_given("slot") == has_slot) {
+                let put = Want::new(nic).and_then(|want| plan.put(want).map(|_| ()));
+                errors.extend(put.err().map(|p| at_key(nic, p).into()));
+            }
+        }
+        if errors.is_empty() { Ok(plan) } else { Err(errors) }
+    }
+
+    /// Adds a disk of the machine's usual kind.
+    pub fn disk(&mut self, model: &str, image: Image) -> Result<()> {
+        self.drive(Want { model, ..Want::default() }, Unit::Disk, Some(image)).map_err(|p| anyhow!("{}", p.message))
+    }
+
+    fn drive(&mut self, want: Want, unit: Unit, image: Option<Image>) -> Result<(), Problem> {
+        let fits = |p: &Placed| !want.closed && !p.closed && p.units.contains(&Unit::None);
+        let free = match want.model {
+            IDE => {
+                let ide = self.board.ide.ok_or_else(|| Problem::new("this board has no IDE controller"))?;
+                if want.slot.is_some() {
+                    return Err(Problem::new("the board's IDE controller has its own place"));
+                }
+                let ours = self.placed.iter_mut().find(|p| p.model.name == ide.name && fits(p));
+                Some(ours.ok_or_else(|| {
+                    Problem::new("the IDE controller is full").allowed("four disks and CD-ROM drives together")
+                })?)
+            }
+            model => self.placed.iter_mut().find(|p| p.model.name == model && fits(p)),
+        };
+        let place = match free {
+            Some(place) => place,
+            None => self.put(want)?,
+        };
+        let order: Vec<usize> = match unit {
+            Unit::Cd if place.bdf.func == 1 => IDE_CDS.into(),
+            _ => (0..place.units.len()).collect(),
+        };
+        if let Some(at) = order.into_iter().find(|at| place.units[*at] == Unit::None) {
+            (place.units[at], place.images[at]) = (unit, image);
+        }
+        Ok(())
+    }
+
+    /// Puts a new device into its slot.
+    fn put(&mut self, want: Want) -> Result<&mut Placed, Problem> {
+        let model = MODELS.iter().find(|m| m.name == want.model).expect("the schema lets known models through");
+        let bdf = match want.slot {
+            Some(PciSlot { bus: 0, slot, function: 0 }) if self.is_free(slot) => Bdf::new(slot, 0),
+            Some(slot) => {
+                let taken = format!("slot {slot} cannot be had");
+                return Err(Problem::new(taken).allowed("function 0 of a device on bus 0 that is not the board's"));
+            }
+            None => {
+                let free = (self.board.first_slot..32).find(|slot| self.is_free(*slot));
+                Bdf::new(free.ok_or_else(|| Problem::new("all PCI slots are taken"))?, 0)
+            }
+        };
+        let units = if let Class::Storage { units, .. } = model.class { units } else { 0 };
+        let images = (0..units).map(|_| None).collect();
+        let units = vec![Unit::None; units];
+        self.placed.push(Placed { model, bdf, params: want.params, closed: want.closed, units, images });
+        Ok(self.placed.last_mut().expect("just put in"))
+    }
+
+    fn is_free(&self, slot: u8) -> bool {
+        slot > 0 && slot < 32 && slot != self.board.isa_bridge && self.placed.iter().all(|p| p.bdf.dev != slot)
+    }
+
+    /// Plugs everything in.
+    ///
+    /// # Errors
+    /// What a device says, or the host has no threads for the disks.
+    pub fn plug(self, machine: &Arc<Machine>) -> Result<()> {
+        let ram = machine.space.ram();
+        for p in self.placed {
+            let disks = p.images.into_iter().map(|i| i.map(|i| i.attach(ram)).transpose()).collect::<Result<_>>()?;
+            let name = format!("{}@{}", p.model.name, p.bdf);
+            let backends = Backends { disks, units: p.units, ..Backends::default() };
+            machine.plug(p.model, &name, Some(p.bdf), &p.params, backends).map_err(|e| anyhow!("{name}: {e}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// What is where and how large what is in it, in a line.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        for p in &self.placed {
+            write!(f, "[{} {}", p.model.name, p.bdf)?;
+            for (unit, image) in p.units.iter().zip(&p.images) {
+                match image {
+                    Some(image) => write!(f, " {unit:?} {}", image.size())?,
+                    None => write!(f, " {unit:?}")?,
+                }
+            }
+            f.write_str("]")?;
+        }
+        Ok(())
+    }
+}
+
+/// A problem with where something goes, at the key that decides it.
+fn at_key(node: &Node, problem: Problem) -> Error {
+    node.error(if node.is_given("slot") { "slot" } else { "model" }, problem)
+}
+
+/// What is in a drive.
+fn image(drive: &Node, unit: Unit) -> Result<Option<Image>> {
+    let options = match unit {
+        Unit::Cd => ImageOptions { read_only: true, ..ImageOptions::default() },
+        _ => ImageOptions { read_only: drive.bool("readonly"), write_through: drive.text("cache") == "writethrough" },
+    };
+    drive.is_given("path").then(|| Image::open(drive.path("path"), options)).transpose()
+}
+
+/// What cannot be plugged in.
+pub fn check(node: &Node) -> Vec<Error> {
+    let say = |message: &str, allowed: &str| Problem::new(message).allowed(allowed);
+    let mut errors = Vec::new();
+    for disk in node.children("disk") {
+        if !matches!(disk.text("format"), "auto" | "raw") {
+            errors.push(disk.error("format", say("this version reads raw images only", "auto, raw")));
+        }
+        if disk.text("cache") == "none" {
+            errors.push(disk.error("cache", say("not in this version yet", "writeback, writethrough")));
+        }
+    }
+    let planned = Plan::of(node, false).err().unwrap_or_default();
+    errors.extend(planned.into_iter().filter_map(|e| e.downcast::<Error>().ok()));
+    errors
+}
+
+/// Opens and locks the images, and says what goes where.
+///
+/// # Errors
+/// When one cannot be had; the message names it.
+pub fn open(node: &Node) -> Result<Plan> {
+    Plan::of(node, true).map_err(|errors| errors.into_iter().next().unwrap_or_else(|| anyhow!("no reason")))
+}
