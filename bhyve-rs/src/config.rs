@@ -258,7 +258,7 @@ mod tests {
         let errors = check(&Draft::parse("t.toml", text), false).unwrap_err();
         let lines: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
         assert_eq!(lines.len(), 3, "{lines:?}");
-        assert!(lines[0].starts_with("t.toml:3:") && lines[0].contains("floppy.0"), "{}", lines[0]);
-        assert!(lines[2].starts_with("t.toml:2:11: backend: "), "{}", lines[2]);
+        assert!(lines[1].starts_with("t.toml:2:11: backend: "), "{}", lines[1]);
+        assert!(lines[2].starts_with("t.toml:3:") && lines[2].contains("floppy.0"), "{}", lines[2]);
     }
 }
