@@ -1,4 +1,4 @@
-//! What devices want of the host: disks, networks, character streams, screens. Implemented in `host`.
+//! What devices want of the host: disks, networks, character streams. Implemented in `host`.
 //!
 //! Nothing here waits. A request carries what it owns, the answer comes back as an [`crate::Event`] to the device's cell.
 
@@ -93,12 +93,4 @@ pub trait Chardev: Send {
     fn attach(&mut self, to: Weak<DeviceCell>);
     /// How many more bytes the device can take; the stream holds back the rest.
     fn want(&mut self, bytes: usize);
-}
-
-/// Somebody who looks at a frame buffer.
-pub trait Screen: Send {
-    /// The picture is now this wide and high, in pixels.
-    fn resize(&mut self, width: u32, height: u32);
-    /// Replaces the pixels (0x00RRGGBB, row by row) of the rectangle.
-    fn draw(&mut self, x: u32, y: u32, width: u32, height: u32, pixels: &[u32]);
 }

@@ -9,9 +9,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::backend::{Chardev, Disk, Net, Screen, Unit};
+use crate::backend::{Chardev, Disk, Net, Unit};
 use crate::clock::{Clock, Timer, TimerSink, Timers};
 use crate::completion::{DiskPort, Queue, SavedAnswer};
+use crate::display::Display;
 use crate::dma::DmaMem;
 use crate::irq::{IrqLine, MsiSink, NoMsi};
 use crate::pci::{Bar, BarKind, Bdf, Msi, Msix, PciBus, PciFunction, PciIds, Pin};
@@ -114,6 +115,11 @@ pub trait Device: Send {
 
     /// The guest wrote `width` bytes at `offset` of configuration space; the register already holds the new value.
     fn config_write(&mut self, _offset: u16, _width: u8) {}
+
+    /// Its screen, if it has one.
+    fn display(&mut self) -> Option<&mut dyn Display> {
+        None
+    }
 
     /// Goes back to the power-on state, wires and timers included.
     fn reset(&mut self, kind: ResetKind);
@@ -601,8 +607,8 @@ pub struct Backends {
     pub net: Option<Box<dyn Net>>,
     /// A character stream.
     pub chardev: Option<Box<dyn Chardev>>,
-    /// A screen.
-    pub screen: Option<Box<dyn Screen>>,
+    /// The contents of the device's expansion ROM.
+    pub rom: Option<Vec<u8>>,
 }
 
 /// A region of ports or memory that its device can move, switch and change at run time.
@@ -795,6 +801,31 @@ impl Slot {
     pub fn bar_ram(&mut self, index: u8, kind: BarKind, block: &RamBlock) {
         let id = self.machine.space.add_memory(0, block.len, 1, Rights::ReadWrite, Backing::Ram(block.start));
         self.function().add_bar(index, Bar { kind, len: block.len, region: id });
+    }
+
+    /// The expansion ROM, from [`Backends::rom`] if there is one; its size is the next power of two.
+    ///
+    /// # Errors
+    /// When it is larger than 16 MiB or the host has no memory for it.
+    ///
+    /// # Panics
+    /// Before [`Slot::pci`].
+    pub fn rom(&mut self) -> Result<(), String> {
+        const LEAST: u64 = 2 << 10;
+        const MOST: u64 = 16 << 20;
+        let Some(bytes) = self.backends.rom.take() else { return Ok(()) };
+        let len = (bytes.len() as u64).next_power_of_two().max(LEAST);
+        if len > MOST {
+            return Err(format!("an expansion ROM of {} bytes is too large", bytes.len()));
+        }
+        let block = self.ram("rom", len)?;
+        let space = &self.machine.space;
+        space.ram().write(block.start, &bytes);
+        let id = space.add_memory(0, len, 1, Rights::Read, Backing::Ram(block.start));
+        // Writes to a ROM vanish, and do not reach what lies below.
+        let shield = space.add_memory(0, len, 1, Rights::Write, Backing::Nothing);
+        self.function().set_rom(len, [id, shield]);
+        Ok(())
     }
 
     /// The interrupt pin, routed by the board. Silent while the command register disables it.

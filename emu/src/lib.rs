@@ -16,6 +16,7 @@ mod bus;
 mod clock;
 mod completion;
 mod device;
+mod display;
 mod dma;
 mod irq;
 mod pci;
@@ -30,6 +31,7 @@ pub use device::{
     Backends, Class, Create, Device, DeviceCell, DeviceState, Event, IrqSaved, Machine, Model, Param, ParamKind,
     Params, Region, ResetKind, Saved, Slot, State, SystemEvent,
 };
+pub use display::{Cell, Display, Picture, TextScreen};
 pub use dma::{DmaMem, IoVec};
 pub use irq::{IrqLine, IrqSink, MsiSink, NoMsi};
 pub use pci::{Bar, BarKind, Bdf, Msi, Msix, PciBus, PciConfig, PciFunction, PciIds, Pin, Routing};

@@ -99,6 +99,7 @@ pub struct Bar {
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
 const BAR0: usize = 0x10;
+const ROM: usize = 0x30;
 const CAP_PTR: usize = 0x34;
 const INT_LINE: usize = 0x3c;
 const INT_PIN: usize = 0x3d;
@@ -107,6 +108,8 @@ const CMD_IO: u16 = 1;
 const CMD_MEMORY: u16 = 2;
 const CMD_MASTER: u16 = 4;
 const CMD_INTX_DISABLE: u16 = 1 << 10;
+/// The expansion ROM decodes.
+const ROM_ENABLE: u32 = 1;
 const STATUS_INTX: u8 = 1 << 3;
 const STATUS_CAPS: u8 = 1 << 4;
 
@@ -190,6 +193,8 @@ struct Inner {
     /// The configuration after reset, set when the function is first reset or written.
     power_on: Option<[u8; 256]>,
     bars: [Option<Bar>; 6],
+    /// Length of the expansion ROM, and the regions that move with it.
+    rom: Option<(u64, [RegionId; 2])>,
     /// Where the next capability goes.
     next_cap: u8,
     /// The registers and bits that enable MSI and MSI-X.
@@ -271,6 +276,14 @@ impl PciFunction {
             inner.config.writable(at + 4, &((mask >> 32) as u32).to_le_bytes());
         }
         inner.bars[index] = Some(bar);
+    }
+
+    /// Adds the expansion ROM's base address register for a ROM of `len` bytes, a power of two.
+    pub(crate) fn set_rom(&self, len: u64, regions: [RegionId; 2]) {
+        let mut inner = self.inner.lock().unwrap();
+        let mask = !(len as u32 - 1) & !0x7ff | ROM_ENABLE;
+        inner.config.writable(ROM, &mask.to_le_bytes());
+        inner.rom = Some((len, regions));
     }
 
     /// Adds a capability of `len` bytes and returns its offset. The caller fills in what follows the first two bytes.
@@ -368,6 +381,13 @@ impl PciFunction {
                 self.space.enable(bar.region, base, on);
             }
         }
+        if let Some((len, regions)) = inner.rom {
+            let register = inner.config.get32(ROM);
+            let base = u64::from(register & !ROM_ENABLE);
+            let sizing = base | (len - 1) == 0xffff_ffff;
+            let on = command & CMD_MEMORY != 0 && register & ROM_ENABLE != 0 && base != 0 && !sizing;
+            regions.iter().for_each(|region| self.space.enable(*region, base, on));
+        }
     }
 
     /// Power-on configuration.
@@ -454,7 +474,7 @@ impl PciBus {
             return Err(format!("PCI slot {bdf} is taken"));
         }
         let config = PciConfig::new(ids);
-        let inner = Inner { config, power_on: None, bars: [None; 6], next_cap: 0x40, messages: Vec::new() };
+        let inner = Inner { config, power_on: None, bars: [None; 6], rom: None, next_cap: 0x40, messages: Vec::new() };
         let function = Arc::new(PciFunction {
             bdf,
             space: self.space.clone(),

@@ -443,3 +443,30 @@ fn a_loaded_configuration_puts_everything_where_it_was() {
     text.replace_range(0..2, "ff");
     assert!(f.load(Value::from(text)).unwrap_err().contains("identity"));
 }
+
+#[test]
+fn an_expansion_rom_is_sized_decoded_and_never_written() {
+    let mut b = Bench::new();
+    let image: Vec<u8> = (0..9 << 10).map(|n: u32| n as u8 ^ 0x55).collect();
+    let backends = Backends { rom: Some(image), ..Backends::default() };
+    let create = |slot: &mut Slot| {
+        slot.pci(IDS)?;
+        slot.rom()?;
+        Ok(Box::new(Card::default()) as Box<dyn Device>)
+    };
+    b.machine.plug_with("rom", Some(Bdf::new(3, 0)), backends, create).unwrap();
+    b.config_write(0x30, 4, u32::MAX);
+    assert_eq!(b.config_read(0x30, 4), 0xffff_c001, "16 KiB");
+    b.config_write(0x30, 4, 0xf000_0000);
+    b.config_write(4, 2, 2);
+    assert_eq!(b.bus.read(0xf000_0000, 4), 0xffff_ffff, "not enabled");
+    b.config_write(0x30, 4, 0xf000_0001);
+    b.bus.write(0xf000_0000, 4, 0);
+    assert_eq!(b.bus.read(0xf000_0000, 4), 0x5657_5455);
+    assert_eq!(b.bus.read(0xf000_2400, 4), 0, "behind the image");
+    b.config_write(4, 2, 0);
+    assert_eq!(b.bus.read(0xf000_0000, 4), 0xffff_ffff, "memory space is off");
+    b.config_write(4, 2, 2);
+    b.machine.pci.function(Bdf::new(3, 0)).unwrap().reset();
+    assert_eq!((b.config_read(0x30, 4), b.bus.read(0xf000_0000, 4)), (0, 0xffff_ffff));
+}
