@@ -126,16 +126,20 @@ impl DmaMem {
             return false;
         }
         let map = self.space.map();
-        let mut found = IoVec::default();
+        let (parts, before, last) = (iov.parts.len(), iov.len, iov.parts.last().copied());
         let mut at = 0;
         while at < len {
             let run = if write { map.ram_for_write(gpa + at) } else { map.ram_for_read(gpa + at) };
-            let Some((addr, run)) = run else { return false };
-            found.push(addr, run.min(len - at));
+            let Some((addr, run)) = run else {
+                iov.parts.truncate(parts);
+                if let (Some(end), Some(last)) = (iov.parts.last_mut(), last) {
+                    *end = last;
+                }
+                iov.len = before;
+                return false;
+            };
+            iov.push(addr, run.min(len - at));
             at += run.min(len - at);
-        }
-        for (addr, len) in found.parts {
-            iov.push(addr, len);
         }
         true
     }
@@ -166,7 +170,12 @@ mod tests {
         let mut iov = IoVec::default();
         assert!(!dma.gather(&mut iov, end - 2, 4, true));
         assert!(!dma.gather(&mut iov, u64::MAX, 4, true));
-        assert!(iov.is_empty());
+        assert!(iov.is_empty() && iov.parts().is_empty());
+        assert!(dma.gather(&mut iov, end - 8, 4, true));
+        let four = iov.clone();
+        assert!(!dma.gather(&mut iov, end - 4, 5, true), "adjacent, but not all of it");
+        assert_eq!(iov, four);
+        iov = IoVec::default();
         assert!(dma.gather(&mut iov, end - 4, 2, true) && dma.gather(&mut iov, end - 2, 2, true));
         assert_eq!(iov.parts().len(), 1, "adjacent stretches become one");
     }
