@@ -157,8 +157,13 @@ impl TimerSink for Queue {
         let before = self.under_way.lock().unwrap().next;
         // Answers leave the list under the device's lock: whoever cancels under it meets none on its way.
         cell.with(|device| {
+            let mut any = false;
             while let Some(completion) = self.take_due(before) {
+                any = true;
                 device.event(Event::Done(completion));
+            }
+            if any {
+                device.event(Event::AllDone);
             }
         });
         self.arm(&self.under_way.lock().unwrap());

@@ -26,6 +26,8 @@ pub enum Event {
     Timer(u32),
     /// A disk request is finished.
     Done(crate::backend::Completion),
+    /// What was finished has been told: one interrupt may stand for all of it.
+    AllDone,
     /// The medium of the disk of this unit was changed or taken out, by somebody outside the machine.
     Medium(usize),
     /// Bytes came in at a character backend.
@@ -115,6 +117,10 @@ pub trait Device: Send {
 
     /// The guest wrote `width` bytes at `offset` of configuration space; the register already holds the new value.
     fn config_write(&mut self, _offset: u16, _width: u8) {}
+
+    /// The guest is about to read `width` bytes at `offset` of configuration space, at a register for which
+    /// [`PciFunction::ask_before`] was called: the last moment to set it.
+    fn config_read(&mut self, _offset: u16, _width: u8) {}
 
     /// Its screen, if it has one.
     fn display(&mut self) -> Option<&mut dyn Display> {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
@@ -218,6 +219,7 @@ pub struct PciFunction {
     master: Arc<AtomicBool>,
     intx: OnceLock<Arc<IrqLine>>,
     multi: AtomicBool,
+    asked: OnceLock<Range<u16>>,
 }
 
 impl PciFunction {
@@ -317,6 +319,11 @@ impl PciFunction {
         let _ = self.intx.set(line);
     }
 
+    /// Has [`crate::Device::config_read`] called before the guest reads any of `registers`. Set once.
+    pub fn ask_before(&self, registers: Range<u16>) {
+        let _ = self.asked.set(registers);
+    }
+
     /// Marks function 0 of a slot as one of several.
     pub fn set_multifunction(&self) {
         self.multi.store(true, Ordering::Relaxed);
@@ -324,6 +331,13 @@ impl PciFunction {
 
     /// Reads 1, 2 or 4 bytes.
     pub fn read(&self, offset: u16, width: u8) -> u32 {
+        if let Some(asked) = self.asked.get()
+            && asked.start < offset.saturating_add(width.into())
+            && offset < asked.end
+            && let Some(cell) = self.cell.upgrade()
+        {
+            cell.with(|d| d.config_read(offset, width));
+        }
         let inner = self.inner.lock().unwrap();
         let mut value = 0;
         for n in 0..width {
@@ -483,6 +497,7 @@ impl PciBus {
             master: Arc::new(AtomicBool::new(false)),
             intx: OnceLock::new(),
             multi: AtomicBool::new(false),
+            asked: OnceLock::new(),
         });
         functions.insert(bdf, function.clone());
         let zero = Bdf { func: 0, ..bdf };

@@ -130,6 +130,40 @@ fn nothing_is_heard_of_what_was_cancelled() {
 }
 
 #[test]
+fn answers_that_are_due_together_end_with_one_word() {
+    /// Counts the answers of each batch.
+    struct Counter(DiskPort, Vec<u64>);
+    impl Device for Counter {
+        fn write(&mut self, _: u32, _: u64, _: u8, tag: u64) {
+            self.0.submit(DiskRequest { tag, offset: 0, op: DiskOp::Flush });
+        }
+        fn event(&mut self, event: Event) {
+            match event {
+                Event::Done(_) => *self.1.last_mut().unwrap() += 1,
+                Event::AllDone => self.1.push(0),
+                _ => {}
+            }
+        }
+        fn reset(&mut self, _: ResetKind) {}
+        fn state(&mut self) -> &mut dyn State {
+            &mut self.1
+        }
+    }
+    let b = Bench::new();
+    let (tx, jobs) = channel();
+    let backends = Backends { disks: vec![Some(Box::new(Scripted(tx)))], ..Backends::default() };
+    let make =
+        |slot: &mut Slot| -> Result<Box<dyn Device>, String> { Ok(Box::new(Counter(slot.disk(0).unwrap(), vec![0]))) };
+    let cell = b.machine.plug_with("counter", None, backends, make).unwrap();
+    (1..=3).for_each(|tag| ask(&cell, tag));
+    jobs.try_iter().take(2).for_each(|(_, ticket)| ticket.finish(true, Vec::new()));
+    b.advance(1);
+    jobs.try_iter().for_each(|(_, ticket)| ticket.finish(true, Vec::new()));
+    b.advance(1);
+    assert_eq!(cell.with(|d| d.state().save()), Some(serde_json::json!([2, 1, 0])));
+}
+
+#[test]
 fn a_device_that_cancels_while_it_hears_one_answer_does_not_hear_the_next() {
     let b = Bench::new();
     let (tx, jobs) = channel();

@@ -12,6 +12,7 @@ struct Card {
     msi: Option<Arc<Msi>>,
     msix: Option<Msix>,
     told: Arc<Mutex<Vec<(u16, u8)>>>,
+    asked: Arc<Mutex<Vec<(u16, u8)>>>,
 }
 
 /// The region that holds the MSI-X table.
@@ -41,6 +42,10 @@ impl Device for Card {
         }
     }
 
+    fn config_read(&mut self, offset: u16, width: u8) {
+        self.asked.lock().unwrap().push((offset, width));
+    }
+
     fn reset(&mut self, _: ResetKind) {}
 
     fn state(&mut self) -> &mut dyn State {
@@ -67,6 +72,19 @@ fn card(bench: &Bench) -> Arc<DeviceCell> {
 }
 
 const DECODE: u32 = (CMD_IO | CMD_MEMORY) as u32;
+
+#[test]
+fn a_device_is_asked_before_reads_of_the_registers_that_it_named_and_of_no_others() {
+    let b = Bench::new();
+    let asked: Arc<Mutex<Vec<(u16, u8)>>> = Arc::default();
+    let log = asked.clone();
+    plug(&b, Bdf::new(3, 0), move |_| Card { asked: log, ..Card::default() });
+    b.machine.pci.function(Bdf::new(3, 0)).unwrap().ask_before(0x48..0x4c);
+    for (at, width) in [(0x44, 4), (0x46, 2), (0x48, 1), (0x4a, 2), (0x46, 4), (0x4c, 4), (0xff, 4)] {
+        b.config_read(at, width);
+    }
+    assert_eq!(*asked.lock().unwrap(), [(0x48, 1), (0x4a, 2), (0x46, 4)]);
+}
 
 #[test]
 fn all_ones_written_to_a_bar_read_back_as_its_size_and_kind() {
