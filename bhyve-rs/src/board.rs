@@ -132,16 +132,27 @@ pub struct Board {
     pub pm: Arc<DeviceCell>,
 }
 
-/// One ISA interrupt wire leads to the 8259 pair and to the I/O APIC, where IRQ 0 arrives at pin 2.
+/// One ISA interrupt wire leads to the 8259 pair and to the I/O APIC, where IRQ 0 arrives at pin 2. Guests listen to one
+/// of the two: at the other each edge waits for ever.
 struct IsaWires {
     pic: Arc<I8259>,
     ioapic: Arc<IoApic>,
 }
 
+impl IsaWires {
+    fn pin(line: u32) -> u32 {
+        if line == 0 { 2 } else { line }
+    }
+}
+
 impl IrqSink for IsaWires {
     fn set_irq(&self, line: u32, level: bool) {
         self.pic.set_irq(line, level);
-        self.ioapic.set_irq(if line == 0 { 2 } else { line }, level);
+        self.ioapic.set_irq(IsaWires::pin(line), level);
+    }
+
+    fn pending(&self, line: u32) -> bool {
+        self.pic.pending(line) && self.ioapic.pending(IsaWires::pin(line))
     }
 }
 

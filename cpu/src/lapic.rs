@@ -265,6 +265,13 @@ impl MsiSink for ApicBus {
             level: data & 0x8000 != 0,
         });
     }
+
+    fn pending(&self, addr: u64, data: u32) -> bool {
+        let fixed = matches!(data >> 8 & 7, mode::FIXED | mode::LOWEST);
+        let (dest, logical) = ((addr >> 12 & 0xff) as u32, addr & 4 != 0);
+        let lapics = self.lapics.read().unwrap();
+        fixed && addr >> 20 == 0xfee && lapics.iter().any(|l| l.matches(dest, logical) && l.requests(data as u8))
+    }
 }
 
 type Ack = Box<dyn Fn() -> u8 + Send + Sync>;
@@ -474,6 +481,10 @@ impl Lapic {
 
     fn ppr(&self) -> u8 {
         self.state.lock().unwrap().ppr()
+    }
+
+    fn requests(&self, vector: u8) -> bool {
+        get(&self.state.lock().unwrap().irr, vector)
     }
 
     fn matches(&self, dest: u32, logical: bool) -> bool {
@@ -938,6 +949,22 @@ mod tests {
         assert_eq!(told(&r), [Some(0x82), None, Some(0x82)]);
         r.bus.msi(0xfee0_1000, 0x93);
         assert_eq!(told(&r), [None, Some(0x93), None]);
+    }
+
+    #[test]
+    fn a_message_is_pending_until_a_processor_that_it_went_to_takes_it() {
+        let r = rig(2);
+        let (addr, data) = (0xfee0_100c, 0x131);
+        assert!(!r.bus.pending(addr, data));
+        r.bus.msi(addr, data);
+        assert!(!r.bus.pending(addr, 0x32) && !r.bus.pending(0xfee0_2000, data) && !r.bus.pending(addr, 0x731));
+        let logical = 0xfee0_3004;
+        r.bus.msi(logical, data);
+        assert!(r.bus.pending(logical, data));
+        for c in &r.cpus {
+            assert_eq!(c.take_interrupt(), Some(0x31));
+        }
+        assert!(!r.bus.pending(logical, data));
     }
 
     #[test]

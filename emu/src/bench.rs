@@ -283,12 +283,20 @@ impl Bench {
     /// # Panics
     /// When the host has no memory.
     pub fn new() -> Bench {
+        Bench::with_clock(Clock::manual())
+    }
+
+    /// An empty bench with a clock that is not real.
+    ///
+    /// # Panics
+    /// When the host has no memory.
+    pub fn with_clock(clock: Arc<Clock>) -> Bench {
         let ram = Arc::new(Ram::new(64 << 20).expect("address space"));
         let block = ram.alloc("ram", Bench::RAM).expect("memory");
         let space = AddressSpace::new(ram);
         let id = space.add_memory(0, Bench::RAM, 0, Rights::ReadWrite, Backing::Ram(block.start));
         space.enable(id, 0, true);
-        let machine = Machine::new(space.clone(), Clock::manual());
+        let machine = Machine::new(space.clone(), clock);
         let wires: Arc<Wires> = Arc::default();
         machine.set_isa_irqs((0..16).map(|n| IrqLine::new(wires.clone(), n)).collect());
         let pins: Vec<IrqLine> = (16..20).map(|n| IrqLine::new(wires.clone(), n)).collect();

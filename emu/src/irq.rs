@@ -7,12 +7,24 @@ use std::sync::{Arc, Mutex};
 pub trait IrqSink: Send + Sync {
     /// Input `line` went to `level`. Only called on a change.
     fn set_irq(&self, line: u32, level: bool);
+
+    /// Whether the last edge at input `line` still waits for a processor to take it, so that the guest would not see
+    /// another one. `false` where that cannot be known.
+    fn pending(&self, _line: u32) -> bool {
+        false
+    }
 }
 
 /// Where message-signalled interrupts go.
 pub trait MsiSink: Send + Sync {
     /// A device wrote `data` to `addr`.
     fn msi(&self, addr: u64, data: u32);
+
+    /// Whether the interrupt of such a message waits for a processor to take it: another one would merge with it. `false`
+    /// where that cannot be known.
+    fn pending(&self, _addr: u64, _data: u32) -> bool {
+        false
+    }
 }
 
 /// Nobody hears the messages.
@@ -95,6 +107,11 @@ impl IrqLine {
         self.set(false);
         self.set(true);
         self.set(false);
+    }
+
+    /// Whether the wire's last edge still waits to be taken, and another would be lost ([`IrqSink::pending`]).
+    pub fn pending(&self) -> bool {
+        self.wire.as_ref().is_some_and(|w| w.sink.pending(w.line))
     }
 
     /// What this output is set to, masked or not.

@@ -104,6 +104,12 @@ impl IrqSink for LegacyRoute {
         s.levels[line as usize & 3] = level;
         self.drive(&s);
     }
+
+    fn pending(&self, line: u32) -> bool {
+        let s = self.switch.lock().unwrap();
+        let from = if s.replaced { COMPARATOR0 } else { PIT };
+        (line as usize).checked_sub(from).and_then(|n| self.out.get(n)).is_some_and(IrqLine::pending)
+    }
 }
 
 impl DeviceState for LegacyRoute {

@@ -270,6 +270,12 @@ impl IrqSink for I8259 {
         }
         self.settle(pair);
     }
+
+    /// A request under the mask counts: a handler masks its line while it works, and who masks it for good will not mind.
+    fn pending(&self, line: u32) -> bool {
+        let pair = self.pair.lock().unwrap();
+        pair.chips.get(line as usize / 8).is_some_and(|chip| chip.irr >> (line & 7) & 1 != 0)
+    }
 }
 
 impl Access for I8259 {
@@ -419,6 +425,20 @@ mod tests {
         assert_eq!(r.pic.acknowledge(), 0x0f);
         r.bench.outb(0x20, 0x0b);
         assert_eq!(r.bench.inb(0x20), 0);
+    }
+
+    #[test]
+    fn an_edge_is_pending_from_its_rise_to_its_acknowledgement() {
+        let mut r = rig();
+        assert!(!r.pic.pending(0) && !r.pic.pending(9));
+        r.raise(0);
+        r.raise(9);
+        assert!(r.pic.pending(0) && r.pic.pending(9) && !r.pic.pending(1) && !r.pic.pending(16));
+        assert_eq!(r.pic.acknowledge(), 0x08);
+        assert!(!r.pic.pending(0), "in service, the next one is not lost");
+        r.bench.outb(0x20, 0x20);
+        assert_eq!(r.pic.acknowledge(), 0x71);
+        assert!(!r.pic.pending(9));
     }
 
     #[test]

@@ -163,6 +163,17 @@ impl IrqSink for IoApic {
         drop(r);
         self.send(message);
     }
+
+    fn pending(&self, line: u32) -> bool {
+        let r = self.regs.lock().unwrap();
+        let Some(&entry) = r.table.get(line as usize) else { return false };
+        if entry & LEVEL != 0 || entry & MASKED != 0 {
+            return r.latched >> line & 1 != 0;
+        }
+        drop(r);
+        let (addr, data) = message(entry);
+        self.to.pending(addr, data)
+    }
 }
 
 impl Access for IoApic {
