@@ -690,10 +690,10 @@ pub(crate) fn a_doorbell_is_heard_but_not_by_the_write(make: Make) {
         l.mov(DX, BELL).op(Op::Out(2)).op(Op::Out(2)).out(REPORT, 1).mov(DX, BELL).op(Op::Out(4)).wait();
     });
     let _runner = rig.run();
-    // There is no io thread here, so nobody hears the bell before this thread sees to the timers.
+    // There is no io thread here, so nobody hears the bell before the processor has nothing to do.
     rig.expect(&[report(1)]);
     assert!(matches!(rig.seen.recv_timeout(SOON), Ok(Seen::Out(BELL, 4, _))), "another width is an ordinary write");
-    assert_eq!(rig.machine.timers.run_due(), 1);
+    rig.machine.timers.run_due();
     rig.expect(&[Seen::Bell]);
 }
 

@@ -12,6 +12,10 @@ use crate::{Exit, Vcpu, Vm};
 /// Instructions that a processor runs before the next one on the same thread has its turn.
 const SLICE: u64 = 20_000;
 
+/// Nanoseconds for which a thread with nothing to run waits awake for a timer: to sleep and to be woken would take longer,
+/// on a busy host much longer, and ticks that are caught up come in such haste.
+const NAP: u64 = 100_000;
+
 /// What a runner tells its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -301,8 +305,14 @@ impl Shared {
                 continue;
             }
             idle = 0;
+            let dead = vcpus.iter().all(|v| v.dead());
+            let clock = self.machine.clock();
+            if !dead && clock.is_real() && self.machine.timers.next() < clock.now().saturating_add(NAP) {
+                self.machine.timers.run_due();
+                continue;
+            }
             let mut c = self.control.lock().unwrap();
-            if vcpus.iter().all(|v| v.dead()) && self.wakes.load(Ordering::SeqCst) == wakes {
+            if dead && self.wakes.load(Ordering::SeqCst) == wakes {
                 let others = if c.dead.1 == wakes { c.dead.0 } else { 0 };
                 c.dead = (others + 1, wakes);
                 if c.dead.0 == self.groups.len() {
