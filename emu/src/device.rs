@@ -195,6 +195,8 @@ pub struct Saved {
 pub trait DeviceState: Send + Sync {
     /// Its name, unique in the machine.
     fn name(&self) -> &str;
+    /// Hears what the guest did before this and it was not told of yet. Comes before a reset.
+    fn drain(&self) {}
     /// The power-on state.
     fn reset(&self, kind: ResetKind);
     /// What it needs to go on elsewhere.
@@ -308,10 +310,19 @@ impl DeviceState for DeviceCell {
         &self.name
     }
 
+    fn drain(&self) {
+        let bells = self.wires.get().map_or(&[][..], |w| &w.bells);
+        let mut rang: Vec<_> = bells.iter().filter_map(|b| Some((b.timer().deadline()?, b))).collect();
+        rang.sort_by_key(|(rung_at, _)| *rung_at);
+        for (_, bell) in rang {
+            bell.timer().cancel();
+            bell.fire(0);
+        }
+    }
+
     fn reset(&self, kind: ResetKind) {
         if let Some(w) = self.wires.get() {
             w.pci.iter().for_each(|pci| pci.reset());
-            w.bells.iter().for_each(|bell| bell.timer().cancel());
         }
         self.with(|d| d.reset(kind));
     }
@@ -549,8 +560,12 @@ impl Machine {
     }
 
     /// Resets everything, what was put in last first: wires that move on the way are forgotten by the interrupt chips,
-    /// which boards put in before all that drives them.
+    /// which boards put in before all that drives them. A doorbell that the guest rang before was a write before the
+    /// reset: its device hears it first.
     pub fn reset(&self, kind: ResetKind) {
+        for part in self.parts() {
+            part.drain();
+        }
         for part in self.parts().iter().rev() {
             part.reset(kind);
         }
