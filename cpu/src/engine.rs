@@ -151,6 +151,12 @@ impl Engine {
     /// something else ends the run.
     pub fn run(&mut self, cpu: &mut Cpu, limit: u64, timers: &Timers) -> Exit {
         cpu.begin_slice();
+        let exit = self.work(cpu, limit, timers);
+        cpu.end_slice();
+        exit
+    }
+
+    fn work(&mut self, cpu: &mut Cpu, limit: u64, timers: &Timers) -> Exit {
         loop {
             cpu.publish_clock();
             let stop_at = limit.min(cpu.next_timer(timers));

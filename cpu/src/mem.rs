@@ -381,6 +381,7 @@ impl Cpu {
         self.tlb.walked = (0, 0, 0);
         self.tlb.plain = (0, 0, 0);
         self.tlb.flush(false);
+        self.bus.follows(self.tlb.generation);
     }
 
     /// The linear address `n` bytes on.

@@ -51,9 +51,15 @@ impl Cpu {
     }
 
     /// Tells the processor that it runs now: instructions continue the clock from where it stands.
-    pub fn begin_slice(&mut self) {
+    pub(crate) fn begin_slice(&mut self) {
+        self.bus.starts(self.tlb.generation);
         self.clock_bias = self.clock.now().wrapping_sub(self.icount.wrapping_mul(NS_PER_INSN));
         self.clock_follows = self.clock.by_instructions();
+    }
+
+    /// Tells the processor that it does not run.
+    pub(crate) fn end_slice(&self) {
+        self.bus.rests();
     }
 
     /// Moves an instruction-driven clock to the present instruction.
@@ -223,6 +229,12 @@ impl Cpu {
     /// something else ends the run. The oracle for the engine.
     pub fn run_plain(&mut self, limit: u64, timers: &Timers) -> Exit {
         self.begin_slice();
+        let exit = self.interpret(limit, timers);
+        self.end_slice();
+        exit
+    }
+
+    fn interpret(&mut self, limit: u64, timers: &Timers) -> Exit {
         loop {
             // Before the boundary: what it takes must not be forgotten between two runs.
             if self.icount >= limit.min(self.next_timer(timers)) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::ram::{Ram, RamAddr};
-use crate::space::{AddressSpace, FlatRange, Map, PortRange, Target, find};
+use crate::space::{AddressSpace, FlatRange, Follower, Map, PortRange, Target, find};
 
 /// A guest's access to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,13 +40,14 @@ pub struct CpuBus {
     last_read: usize,
     last_write: usize,
     exits: Exits,
+    follower: Arc<Follower>,
 }
 
 impl CpuBus {
     /// A view of `space`.
     pub fn new(space: Arc<AddressSpace>) -> CpuBus {
-        let map = space.map();
-        CpuBus { space, map, last_read: 0, last_write: 0, exits: Exits::default() }
+        let (map, follower) = (space.map(), space.follow());
+        CpuBus { space, map, last_read: 0, last_write: 0, exits: Exits::default(), follower }
     }
 
     /// The arena.
@@ -69,6 +70,22 @@ impl CpuBus {
     #[inline]
     pub fn generation(&self) -> u64 {
         self.space.generation()
+    }
+
+    /// A CPU that caches translations starts to run, with those of `generation`. It looks at [`CpuBus::generation`] before
+    /// it goes by them.
+    pub fn starts(&self, generation: u64) {
+        self.follower.starts(generation);
+    }
+
+    /// It has dropped the translations of maps before `generation`.
+    pub fn follows(&self, generation: u64) {
+        self.follower.follows(generation);
+    }
+
+    /// It does not run.
+    pub fn rests(&self) {
+        self.follower.rests();
     }
 
     /// The up-to-date map.

@@ -7,8 +7,9 @@
 //! access. Back ends that keep page tables of their own are told before the change returns, thus before the guest
 //! access that caused it completes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 
 use crate::ram::{Ram, RamAddr, RamBlock};
 
@@ -230,12 +231,41 @@ pub trait MapListener: Send + Sync {
     fn log_dirty(&self) {}
 }
 
+/// How far a processor that remembers which pages may be written has followed the map.
+pub(crate) struct Follower(AtomicU64);
+
+impl Follower {
+    /// Remembers nothing, or looks at the map before it goes by what it remembers.
+    const RESTS: u64 = u64::MAX;
+
+    /// Goes by what it remembers of the map of `generation` from now on, until it looks at the present one.
+    pub(crate) fn starts(&self, generation: u64) {
+        self.0.store(generation, Ordering::Relaxed);
+        // Before the look at the present generation: either the harvester sees this one, or we see his.
+        fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn follows(&self, generation: u64) {
+        // It may also look while it does not run, for a debugger.
+        if self.0.load(Ordering::Relaxed) != Follower::RESTS {
+            self.0.store(generation, Ordering::Release);
+        }
+    }
+
+    pub(crate) fn rests(&self) {
+        self.0.store(Follower::RESTS, Ordering::Release);
+    }
+}
+
 #[derive(Default)]
 struct Tables {
     regions: Vec<Region>,
     ports: Vec<PortRegion>,
     doorbells: Vec<RegionBell>,
     listeners: Vec<Arc<dyn MapListener>>,
+    followers: Vec<Weak<Follower>>,
+    /// Pages that were harvested while somebody might have written on to them: by the generation that ended it.
+    late: BTreeMap<u64, u64>,
     /// Changes are collected while this is above 0.
     batch: u32,
     ports_changed: bool,
@@ -375,22 +405,45 @@ impl AddressSpace {
     /// Starts or stops the log of written RAM pages.
     pub fn set_dirty_log(&self, on: bool) {
         self.ram.set_dirty_log(on);
-        self.change(|_| true);
+        self.change(|t| {
+            t.late.clear();
+            true
+        });
     }
 
     /// The pages of `block` written since the last call, as offsets in pages from its start; empty while the log is off.
-    /// Complete while the processors are paused. One that runs may write on to a page that it wrote just before, and that
-    /// may be missed.
+    /// Nothing that was written before the call is missing. A processor that runs may write on to a page that it wrote just
+    /// before, by what it remembers, until it looks at the map: such a page is among those of later calls again, until one
+    /// that comes after that.
     pub fn harvest_dirty(&self, block: &RamBlock) -> Vec<u64> {
-        for listener in &self.tables.lock().unwrap().listeners {
+        let first = block.start.page();
+        let range = first..first + block.len / crate::ram::PAGE_SIZE;
+        let mut t = self.tables.lock().unwrap();
+        for listener in &t.listeners {
             listener.log_dirty();
         }
-        let pages = self.ram.harvest_dirty(block);
-        if !pages.is_empty() {
+        let followed = t.followed();
+        let mut pages: BTreeSet<u64> = t.late.range(range.clone()).map(|(page, _)| *page).collect();
+        t.late.retain(|page, until| !range.contains(page) || *until > followed);
+        drop(t);
+        let written = self.ram.harvest_dirty(block);
+        pages.extend(written.iter().map(|page| first + page));
+        if !written.is_empty() {
+            let until = self.generation() + 1;
             // Processors that remember that a page may be written without further ado look again.
             self.change(|_| true);
+            let mut t = self.tables.lock().unwrap();
+            if t.followed() < until {
+                t.late.extend(written.iter().map(|page| (first + page, until)));
+            }
         }
-        pages
+        pages.into_iter().map(|page| page - first).collect()
+    }
+
+    pub(crate) fn follow(&self) -> Arc<Follower> {
+        let follower = Arc::new(Follower(AtomicU64::new(Follower::RESTS)));
+        self.tables.lock().unwrap().followers.push(Arc::downgrade(&follower));
+        follower
     }
 
     /// Adds a back end that keeps page tables of its own; it is told of the present map at once.
@@ -436,6 +489,16 @@ impl AddressSpace {
         for listener in &t.listeners {
             listener.changed(&map);
         }
+    }
+}
+
+impl Tables {
+    /// The last generation that nobody goes by an older one of.
+    fn followed(&mut self) -> u64 {
+        fence(Ordering::SeqCst);
+        self.followers.retain(|f| f.strong_count() > 0);
+        let at = self.followers.iter().filter_map(Weak::upgrade).map(|f| f.0.load(Ordering::Acquire));
+        at.min().unwrap_or(Follower::RESTS)
     }
 }
 

@@ -190,6 +190,32 @@ fn with_the_dirty_log_on_each_page_is_logged_once() {
 }
 
 #[test]
+fn a_page_that_a_running_processor_may_write_on_to_is_harvested_until_it_cannot() {
+    let mut m = Machine::protected();
+    let block = m.ram.blocks()[0].clone();
+    let harvest = |m: &Machine| m.space.harvest_dirty(&block);
+    m.space.set_dirty_log(true);
+    m.cpu.begin_slice();
+    m.cpu.sync_map();
+    m.cpu.store::<u32>(0x5000, 1).unwrap();
+    assert_eq!(harvest(&m), [5]);
+    m.cpu.store::<u32>(0x5000, 2).unwrap();
+    assert_eq!(harvest(&m), [5], "the store went by what the processor remembered");
+    assert_eq!(harvest(&m), [5], "it may come again");
+    m.cpu.sync_map();
+    assert_eq!(harvest(&m), [5], "what was stored between the last harvest and the look");
+    assert!(harvest(&m).is_empty());
+    m.cpu.store::<u32>(0x5000, 3).unwrap();
+    m.cpu.end_slice();
+    assert_eq!(harvest(&m), [5]);
+    assert!(harvest(&m).is_empty(), "a processor that does not run looks before it goes on");
+    m.cpu.begin_slice();
+    m.cpu.sync_map();
+    m.cpu.store::<u32>(0x5000, 4).unwrap();
+    assert_eq!(harvest(&m), [5]);
+}
+
+#[test]
 fn the_a20_gate_masks_physical_addresses() {
     let mut m = Machine::protected();
     m.write32(0x5000, 5);
