@@ -104,12 +104,6 @@ pub trait Vm: Send + Sync {
     /// Processor pins: line 0 is INTR of processor 0 (LINT0), line 1 its NMI (LINT1).
     fn pins(&self) -> Arc<dyn IrqSink>;
 
-    /// Inputs of the interrupt chips that are the back end's: lines 0 to 15 are the ISA interrupts, which lead to the 8259
-    /// pair and the I/O APIC, those above only to the I/O APIC's pin of that number. `None` when it brings neither chip.
-    fn irqs(&self) -> Option<Arc<dyn IrqSink>> {
-        None
-    }
-
     /// How an ExtINT is acknowledged, when the 8259 is not the back end's: called by processor 0's thread at the moment at
     /// which it takes the interrupt, with no lock held, for the vector. Set once.
     fn on_ack(&self, ack: Ack);
