@@ -140,6 +140,7 @@ struct DiskInner {
     /// While it is held, what was asked for; answered at once otherwise.
     held: Option<Vec<(DiskRequest, Ticket)>>,
     flushes: usize,
+    discards: Vec<(u64, u64)>,
 }
 
 impl BenchDisk {
@@ -153,6 +154,7 @@ impl BenchDisk {
             broken: false,
             held: None,
             flushes: 0,
+            discards: Vec::new(),
         })))
     }
 
@@ -196,6 +198,11 @@ impl BenchDisk {
         std::mem::take(&mut self.inner().flushes)
     }
 
+    /// What was discarded since the last call: offset and length, in bytes.
+    pub fn discards(&self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.inner().discards)
+    }
+
     fn serve(&self, request: DiskRequest, ticket: Ticket) {
         let answer = self.inner().attempt(request);
         ticket.finish(answer.is_some(), answer.unwrap_or_default());
@@ -225,7 +232,7 @@ impl DiskInner {
             DiskOp::ReadBytes(len) => return Some(self.bytes.get(at..at + len as usize)?.to_vec()),
             DiskOp::WriteBytes(data) => self.bytes.get_mut(at..at + data.len())?.copy_from_slice(&data),
             DiskOp::Flush => self.flushes += 1,
-            DiskOp::Discard(_) => {}
+            DiskOp::Discard(len) => self.discards.push((request.offset, len)),
         }
         Some(Vec::new())
     }
