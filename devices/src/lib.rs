@@ -10,4 +10,10 @@ pub mod storage;
 use emu::Model;
 
 /// All of them.
-pub static MODELS: &[&Model] = &[&storage::piix_ide::PIIX3, &storage::piix_ide::PIIX4];
+pub static MODELS: &[&Model] = &[
+    &storage::piix_ide::PIIX3,
+    &storage::piix_ide::PIIX4,
+    &storage::ahci::AHCI,
+    &storage::ahci::AHCI_HD,
+    &storage::ahci::AHCI_CD,
+];

@@ -2,14 +2,14 @@
 //!
 //! Modelled: reading, writing and verifying by PIO, in blocks (MULTIPLE) and by DMA, with CHS, 28-bit and 48-bit
 //! addresses; the write cache, which SET FEATURES can turn off; power modes; SMART as far as a healthy drive has
-//! something to say; READ NATIVE MAX. Not modelled, and aborted: queued commands, security, host protected area,
-//! microcode, media cards.
+//! something to say; READ NATIVE MAX. What drives on a serial link know beyond that is in `sata`. Not modelled, and
+//! aborted: queued commands of ATA-4, security, host protected area, microcode, media cards.
 //!
 //! A command whose sectors do not all exist moves none and says IDNF. PIO reads fetch up to [`LOOK_AHEAD`] sectors from
 //! the disk at a time; PIO writes reach it block by block, so the interrupt after a block means that the disk has it.
 
-use emu::IoVec;
 use emu::backend::{Completion, DiskOp};
+use emu::{DmaMem, IoVec};
 use serde::{Deserialize, Serialize};
 
 use super::drive::{ABRT, Buffer, CommandSet, Drive, Job, Phase};
@@ -28,9 +28,9 @@ const MAX_LBA28: u64 = 0x0fff_ffff;
 const MAX_CHS: u64 = 16383 * 16 * 63;
 
 /// Sector not found.
-const IDNF: u8 = 0x10;
+pub(crate) const IDNF: u8 = 0x10;
 /// Uncorrectable data error.
-const UNC: u8 = 0x40;
+pub(crate) const UNC: u8 = 0x40;
 
 /// Device register: addresses are LBA.
 const LBA: u8 = 0x40;
@@ -81,6 +81,8 @@ struct Transfer {
     block: u32,
     /// The address has 48 bits.
     ext: bool,
+    /// What was written is on stable storage before the command ends.
+    fua: bool,
 }
 
 /// What the command set remembers.
@@ -90,7 +92,7 @@ pub(crate) struct Ata {
     geometry: Geometry,
     /// Sectors a block of the MULTIPLE commands; 0 for none.
     multiple: u8,
-    write_cache: bool,
+    pub(super) write_cache: bool,
     look_ahead: bool,
     smart: bool,
     /// Not in standby.
@@ -128,7 +130,7 @@ impl Ata {
 }
 
 impl Drive {
-    fn ata(&mut self) -> &mut Ata {
+    pub(super) fn ata(&mut self) -> &mut Ata {
         match &mut self.state.set {
             CommandSet::Ata(ata) => ata,
             CommandSet::Atapi(_) => unreachable!("only drives with this command set come here"),
@@ -153,6 +155,7 @@ impl Drive {
             0x30 | 0x31 => self.transfer(Op::Write, 1, false, false),
             0x34 => self.transfer(Op::Write, 1, false, true),
             0x35 => self.transfer(Op::Write, 0, true, true),
+            0x3d => self.transfer_through(0, true),
             0x39 => self.transfer_multiple(Op::Write, true),
             0x40 | 0x41 => self.transfer(Op::Verify, 1, false, false),
             0x42 => self.transfer(Op::Verify, 1, false, true),
@@ -166,6 +169,10 @@ impl Drive {
             0xc4 => self.transfer_multiple(Op::Read, false),
             0xc5 => self.transfer_multiple(Op::Write, false),
             0xc6 => self.set_multiple(),
+            0xce => {
+                let block = self.ata().multiple.into();
+                self.transfer_through(block, false);
+            }
             0xc8 | 0xc9 => self.transfer(Op::Read, 0, true, false),
             0xca | 0xcb => self.transfer(Op::Write, 0, true, false),
             // STANDBY IMMEDIATE, STANDBY, SLEEP.
@@ -192,13 +199,14 @@ impl Drive {
             }
             0xef => self.set_features(),
             0xf8 => self.native_max(false),
+            _ if self.make.serial_link => self.sata_command(command),
             // NOP among them, which has to fail.
             _ => self.fail(ABRT),
         }
     }
 
     /// Data for the guest, in one block.
-    fn give(&mut self, bytes: Vec<u8>) {
+    pub(super) fn give(&mut self, bytes: Vec<u8>) {
         let len = bytes.len();
         self.state.buffer = Buffer { bytes, at: 0, end: 0 };
         self.let_host_read(len);
@@ -206,7 +214,7 @@ impl Drive {
     }
 
     /// The address in the registers; none if they name no sector.
-    fn address(&mut self, ext: bool) -> Option<u64> {
+    pub(super) fn address(&mut self, ext: bool) -> Option<u64> {
         let r = self.state.regs;
         let [low, mid, high] = r.lba.map(|b| u64::from(b.now));
         if ext {
@@ -226,7 +234,7 @@ impl Drive {
     }
 
     /// Shows a sector's address in the registers, in the form in which the command had it.
-    fn set_address(&mut self, lba: u64, ext: bool) {
+    pub(super) fn set_address(&mut self, lba: u64, ext: bool) {
         let g = self.ata().geometry;
         let r = &mut self.state.regs;
         let bytes = lba.to_le_bytes();
@@ -245,6 +253,17 @@ impl Drive {
                 r.lba[n].now = byte as u8;
             }
             r.device = r.device & 0xf0 | head as u8;
+        }
+    }
+
+    /// WRITE DMA FUA EXT and WRITE MULTIPLE FUA EXT.
+    fn transfer_through(&mut self, block: u32, dma: bool) {
+        if !self.make.serial_link || !dma && block == 0 {
+            return self.fail(ABRT);
+        }
+        self.transfer(Op::Write, block, dma, true);
+        if let Some(t) = &mut self.ata().transfer {
+            t.fua = true;
         }
     }
 
@@ -273,7 +292,7 @@ impl Drive {
             return self.fail(IDNF);
         }
         self.ata().spinning = true;
-        self.ata().transfer = Some(Transfer { op, lba, left, block, ext });
+        self.ata().transfer = Some(Transfer { op, lba, left, block, ext, fua: false });
         match op {
             _ if dma => self.ata_ask_for_dma(),
             Op::Write => self.ask_for_block(),
@@ -302,8 +321,8 @@ impl Drive {
         self.state.phase = Phase::BusMaster { to_memory: t.op == Op::Read, bytes: u64::from(t.left) * SECTOR };
     }
 
-    pub fn ata_bus_master(&mut self, iov: IoVec, to_memory: bool) {
-        let Some(t) = self.current() else { return };
+    pub fn ata_bus_master(&mut self, iov: IoVec, to_memory: bool, parts: &[(u64, u32)], dma: &DmaMem) {
+        let Some(t) = self.current() else { return self.trim_list(iov.len(), parts, dma) };
         self.submit(t.lba * SECTOR, if to_memory { DiskOp::Read(iov) } else { DiskOp::Write(iov) });
     }
 
@@ -341,8 +360,8 @@ impl Drive {
     /// The disk has answered.
     pub fn ata_done(&mut self, job: Job, completion: Completion) {
         let Some(t) = self.current() else {
-            // A flush that stands alone.
-            return if completion.ok { self.finish() } else { self.fail(ABRT) };
+            // A flush that stands alone, or one stretch of a TRIM.
+            return if completion.ok { self.trim_on() } else { self.fail(ABRT) };
         };
         if !completion.ok {
             self.ata().transfer = None;
@@ -366,7 +385,7 @@ impl Drive {
                 self.state.intrq = true;
             }
             (Job::Pio(_), Op::Verify) if t.left > 0 => self.fetch(),
-            (Job::Dma(_) | Job::Pio(_), Op::Write) if !self.ata().write_cache => self.submit(0, DiskOp::Flush),
+            (Job::Dma(_) | Job::Pio(_), Op::Write) if t.fua || !self.ata().write_cache => self.submit(0, DiskOp::Flush),
             _ => {
                 self.ata().transfer = None;
                 self.finish();
@@ -416,6 +435,7 @@ impl Drive {
                 // PIO: the timing is the controller's.
                 (0, 0 | 1) | (1, 0..=4) => {}
                 (4, 0..=2) | (8, 0..=5) => ata.dma_mode = value,
+                (8, 6) if self.make.serial_link => self.ata().dma_mode = value,
                 _ => return self.fail(ABRT),
             },
             0xaa => ata.look_ahead = true,
@@ -466,7 +486,7 @@ impl Drive {
         w[2] = 0xc837;
         w[3] = natural.heads.into();
         w[6] = natural.sectors.into();
-        self.names(&mut w, "bhyve-rs HARDDISK");
+        self.names(&mut w);
         // A buffer of 256 KiB with look-ahead; 4 more bytes on LONG transfers.
         w[20] = 3;
         w[21] = 512;
@@ -497,15 +517,18 @@ impl Drive {
         w[87] = 0x4000;
         w[93] = cable_word(slave);
         put(&mut w, 100, 4, size);
+        if self.make.serial_link {
+            self.sata_words(&mut w);
+        }
         seal(&mut w);
         w
     }
 
     /// Serial number, firmware revision and model, as IDENTIFY shows them.
-    pub fn names(&self, w: &mut [u16; 256], model: &str) {
-        text(w, 10..20, &format!("BRS{:05}", self.index() + 1));
-        text(w, 23..27, env!("CARGO_PKG_VERSION"));
-        text(w, 27..47, model);
+    pub fn names(&self, w: &mut [u16; 256]) {
+        text(w, 10..20, &self.make.serial);
+        text(w, 23..27, &self.make.revision);
+        text(w, 27..47, &self.make.model);
     }
 }
 

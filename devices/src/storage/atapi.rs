@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ata::{cable_word, dma_words, seal};
 use super::drive::{ABRT, Buffer, CommandSet, DRDY, Drive, DriveState, Job, Phase};
+use super::sata::serial_words;
 
 /// Bytes in a sector.
 const SECTOR: u64 = 2048;
@@ -140,6 +141,11 @@ impl Drive {
             CommandSet::Atapi(atapi) => atapi,
             CommandSet::Ata(_) => unreachable!("only drives with this command set come here"),
         }
+    }
+
+    /// Whether the block that it asks for is a packet.
+    pub fn wants_packet(&self) -> bool {
+        self.state.phase == Phase::HostWrites && matches!(&self.state.set, CommandSet::Atapi(a) if !a.packet.known)
     }
 
     pub fn atapi_command(&mut self, command: u8) {
@@ -307,7 +313,7 @@ impl Drive {
         self.state.phase = Phase::BusMaster { to_memory: true, bytes };
     }
 
-    pub fn atapi_bus_master(&mut self, iov: IoVec, parts: &[(u32, u32)], dma: &DmaMem) {
+    pub fn atapi_bus_master(&mut self, iov: IoVec, parts: &[(u64, u32)], dma: &DmaMem) {
         let (lba, left) = (self.atapi().packet.lba, self.atapi().packet.left);
         if left > 0 {
             return self.submit(lba * SECTOR, DiskOp::Read(iov));
@@ -315,7 +321,7 @@ impl Drive {
         let b = &mut self.state.buffer;
         for (at, len) in parts {
             let n = (*len as usize).min(b.bytes.len() - b.at);
-            dma.write(u64::from(*at), &b.bytes[b.at..b.at + n]);
+            dma.write(*at, &b.bytes[b.at..b.at + n]);
             b.at += n;
         }
         if b.at == b.bytes.len() { self.packet_over() } else { self.atapi_ask_for_dma() }
@@ -594,7 +600,7 @@ impl Drive {
         let mut w = [0; 256];
         // CD-ROM, removable, DRQ soon after PACKET, packets of 12 bytes.
         w[0] = 0x85c0;
-        self.names(&mut w, "bhyve-rs CD-ROM");
+        self.names(&mut w);
         // IORDY, LBA, DMA.
         w[49] = 0x0f00;
         w[50] = 0x4000;
@@ -608,6 +614,9 @@ impl Drive {
         w[85] = 0x4218;
         w[87] = 0x4000;
         w[93] = cable_word(self.slave());
+        if self.make.serial_link {
+            serial_words(&mut w);
+        }
         seal(&mut w);
         w
     }

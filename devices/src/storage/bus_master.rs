@@ -115,7 +115,7 @@ impl BusMaster {
     }
 
     /// The next `want` bytes of memory by the table, or as many as it has. `None` if it does not end within 64 KiB.
-    pub fn take(&mut self, mut want: u64, dma: &DmaMem) -> Option<Vec<(u32, u32)>> {
+    pub fn take(&mut self, mut want: u64, dma: &DmaMem) -> Option<Vec<(u64, u32)>> {
         let mut parts = Vec::new();
         while want > 0 {
             if self.left == 0 {
@@ -134,7 +134,7 @@ impl BusMaster {
                 self.last = d[7] & 0x80 != 0;
             }
             let run = u64::from(self.left.min(0x1_0000 - (self.address & 0xffff))).min(want) as u32;
-            parts.push((self.address, run));
+            parts.push((self.address.into(), run));
             self.address = wrapping_add(self.address, run);
             self.left -= run;
             want -= u64::from(run);

@@ -1,8 +1,8 @@
-//! A drive on an IDE cable: its registers, its interrupt, and the protocols by which data move.
+//! A drive on an IDE cable or a Serial ATA link: its registers, its interrupt, and the protocols by which data move.
 //!
 //! ATA/ATAPI-6 (T13 1410D), chapters 5 to 9. A drive is always in one [`Phase`], from which the BSY and DRQ bits
-//! follow. What a command means is the business of the command sets (`ata`, `atapi`); they start a phase and hear of its
-//! end.
+//! follow. What a command means is the business of the command sets (`ata`, `atapi`, and `sata` for what came with the
+//! serial link); they start a phase and hear of its end. A host adapter of Serial ATA moves the same registers in frames.
 //!
 //! A command that needs no medium is done when the register write returns. One that does asks the disk, and the drive
 //! is busy until the answer comes.
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ata::{self, Ata};
 use super::atapi::Atapi;
+use super::sata::{CommandQueue, Make};
 
 pub(crate) const BSY: u8 = 0x80;
 pub(crate) const DRDY: u8 = 0x40;
@@ -148,6 +149,9 @@ pub(crate) struct DriveState {
     pub buffer: Buffer,
     /// Requests so far, which number them.
     requests: u64,
+    /// Queued commands, which only drives on a serial link have.
+    #[serde(default, skip_serializing_if = "CommandQueue::is_empty")]
+    pub queue: CommandQueue,
     pub set: CommandSet,
 }
 
@@ -170,20 +174,25 @@ pub(crate) struct Drive {
     pub disk: Option<DiskPort>,
     /// Which of the controller's drives; the low bits of its tags.
     index: u64,
+    /// How it is connected, and its names.
+    pub make: Make,
     pub state: DriveState,
 }
 
 /// The number of the drive that a request's tag belongs to.
 pub(crate) fn drive_of_tag(tag: u64) -> usize {
-    (tag & 3) as usize
+    (tag & (MOST_DRIVES - 1)) as usize
 }
+
+/// Drives that a controller can have.
+pub(crate) const MOST_DRIVES: u64 = 32;
 
 impl Drive {
     /// Drive `index` of a controller, with its power-on state.
-    pub fn new(index: usize, packet: bool, disk: Option<DiskPort>) -> Drive {
+    pub fn new(index: usize, packet: bool, disk: Option<DiskPort>, make: Make) -> Drive {
         let set = if packet { CommandSet::Atapi(Atapi::default()) } else { CommandSet::Ata(Ata::default()) };
         let state = DriveState { set, ..DriveState::default() };
-        let mut drive = Drive { disk, index: index as u64, state };
+        let mut drive = Drive { disk, index: index as u64, make, state };
         drive.power_on();
         drive
     }
@@ -195,12 +204,7 @@ impl Drive {
 
     /// Whether it is the cable's device 1.
     pub fn slave(&self) -> bool {
-        self.index & 1 != 0
-    }
-
-    /// Its number on the controller.
-    pub fn index(&self) -> u64 {
-        self.index
+        !self.make.serial_link && self.index & 1 != 0
     }
 
     /// Everything as at power-on.
@@ -217,6 +221,7 @@ impl Drive {
     /// SRST went up.
     pub fn hold_reset(&mut self) {
         self.cancel();
+        self.state.queue = CommandQueue::default();
         self.state.intrq = false;
         self.state.phase = Phase::Reset;
     }
@@ -226,6 +231,7 @@ impl Drive {
         let packet = self.packet();
         self.stop();
         let s = &mut self.state;
+        s.queue = CommandQueue::default();
         s.intrq = false;
         s.regs.sign(packet);
         s.regs.device = 0;
@@ -237,7 +243,7 @@ impl Drive {
         }
     }
 
-    fn cancel(&mut self) {
+    pub fn cancel(&mut self) {
         if let Some(disk) = &mut self.disk {
             disk.cancel();
         }
@@ -245,9 +251,10 @@ impl Drive {
 
     /// Gives up whatever is going on.
     pub fn stop(&mut self) {
-        if matches!(self.state.phase, Phase::Disk(..)) {
+        if matches!(self.state.phase, Phase::Disk(..)) || self.state.queue.under_way() {
             self.cancel();
         }
+        self.state.queue.forget();
         self.state.phase = Phase::Idle;
         self.state.buffer = Buffer::default();
     }
@@ -312,6 +319,9 @@ impl Drive {
         if self.busy() && !(reset && self.state.phase != Phase::Reset) {
             return;
         }
+        if self.queued_command(command) {
+            return;
+        }
         self.stop();
         self.state.intrq = false;
         if reset {
@@ -323,6 +333,11 @@ impl Drive {
             CommandSet::Ata(_) => self.ata_command(command),
             CommandSet::Atapi(_) => self.atapi_command(command),
         }
+    }
+
+    /// Bytes that are left of the block that goes through the data port.
+    pub fn block(&self) -> usize {
+        self.state.buffer.end.saturating_sub(self.state.buffer.at)
     }
 
     /// Reads of the data port. It gives zeros when there is nothing to read.
@@ -400,21 +415,25 @@ impl Drive {
             DiskOp::WriteBytes(bytes) => Job::Pio(bytes.len() as u64),
             DiskOp::Flush | DiskOp::Discard(_) => Job::Flush,
         };
-        let s = &mut self.state;
-        s.requests += 1;
-        let tag = s.requests << 2 | self.index;
-        s.phase = Phase::Disk(tag, job);
+        self.state.phase = Phase::Disk(self.ask(offset, op), job);
+    }
+
+    /// Makes a request, and says by which tag its answer will be known.
+    pub fn ask(&mut self, offset: u64, op: DiskOp) -> u64 {
+        self.state.requests += 1;
+        let tag = self.state.requests * MOST_DRIVES | self.index;
         if let Some(disk) = &mut self.disk {
             disk.submit(DiskRequest { tag, offset, op });
         }
+        tag
     }
 
     /// The disk's answer.
     pub fn done(&mut self, completion: Completion) {
-        let Phase::Disk(tag, job) = self.state.phase else { return };
-        if tag != completion.tag {
-            return;
-        }
+        let job = match self.state.phase {
+            Phase::Disk(tag, job) if tag == completion.tag => job,
+            _ => return self.queue_done(completion.tag, completion.ok),
+        };
         self.state.phase = Phase::Idle;
         match self.state.set {
             CommandSet::Ata(_) => self.ata_done(job, completion),
@@ -422,34 +441,26 @@ impl Drive {
         }
     }
 
-    /// The controller moves data: `parts` are stretches of guest memory, validated by nobody yet, of no more bytes than
-    /// were asked for. False: one of them is not memory, and nothing was moved.
+    /// The controller moves data: `parts` are stretches of guest memory, validated by nobody yet. How many bytes it took
+    /// or gave; `None`: one of the stretches is not memory, and nothing was moved.
     ///
     /// Where the stretches are too short for the whole command, the drive takes or gives the whole sectors that fit and
     /// asks for DMA again.
-    pub fn bus_master(&mut self, parts: &[(u32, u32)], dma: &DmaMem) -> bool {
-        let Phase::BusMaster { to_memory, .. } = self.state.phase else { return true };
+    pub fn bus_master(&mut self, parts: &[(u64, u32)], dma: &DmaMem) -> Option<u64> {
+        let Phase::BusMaster { to_memory, bytes } = self.state.phase else { return Some(0) };
         let unit = match &self.state.set {
             CommandSet::Ata(_) => ata::SECTOR,
             CommandSet::Atapi(atapi) => atapi.dma_unit(),
         };
-        let mut left = parts.iter().map(|p| u64::from(p.1)).sum::<u64>() / unit * unit;
-        let mut iov = IoVec::default();
-        for (at, len) in parts {
-            let n = left.min(u64::from(*len));
-            left -= n;
-            if !dma.gather(&mut iov, u64::from(*at), n, to_memory) {
-                return false;
+        let iov = gather(parts, bytes, unit, to_memory, dma)?;
+        let moved = iov.len();
+        if moved > 0 {
+            match self.state.set {
+                CommandSet::Ata(_) => self.ata_bus_master(iov, to_memory, parts, dma),
+                CommandSet::Atapi(_) => self.atapi_bus_master(iov, parts, dma),
             }
         }
-        if iov.is_empty() {
-            return true;
-        }
-        match self.state.set {
-            CommandSet::Ata(_) => self.ata_bus_master(iov, to_memory),
-            CommandSet::Atapi(_) => self.atapi_bus_master(iov, parts, dma),
-        }
-        true
+        Some(moved)
     }
 
     /// The controller was told to stop in the middle: nothing goes to memory any more, and the drive asks again.
@@ -461,6 +472,21 @@ impl Drive {
             CommandSet::Atapi(_) => self.atapi_ask_for_dma(),
         }
     }
+}
+
+/// The memory of `parts`, `most` bytes of it and whole units; `None` when some of it is none.
+pub(crate) fn gather(parts: &[(u64, u32)], most: u64, unit: u64, to_memory: bool, dma: &DmaMem) -> Option<IoVec> {
+    let there: u64 = parts.iter().map(|p| u64::from(p.1)).sum();
+    let mut left = there.min(most) / unit * unit;
+    let mut iov = IoVec::default();
+    for (at, len) in parts {
+        let n = left.min(u64::from(*len));
+        left -= n;
+        if !dma.gather(&mut iov, *at, n, to_memory) {
+            return None;
+        }
+    }
+    Some(iov)
 }
 
 /// Bytes as a string of digits in saved state, where a list of numbers would be several times as long.

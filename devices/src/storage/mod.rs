@@ -1,12 +1,15 @@
 //! Disks and drives, and the controllers that they hang on.
 //!
-//! A drive is what understands commands (`drive`, with the command sets `ata` and `atapi`); a controller is how a guest
-//! reaches its registers and how it reaches memory ([`piix_ide`]).
+//! A drive is what understands commands (`drive`, with the command sets `ata`, `sata` and `atapi`); a controller is how a guest
+//! reaches its registers and how it reaches memory ([`piix_ide`], [`ahci`]).
 
+pub mod ahci;
+mod ahci_port;
 mod ata;
 mod atapi;
 mod bus_master;
 mod drive;
 pub mod piix_ide;
+mod sata;
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::bus_master::{BusMaster, Engine};
 use super::drive::{DEV, Drive, DriveState, drive_of_tag, reg};
+use super::sata::Make;
 
 /// Which of the functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +156,7 @@ impl Channel {
             && master.ready(to_memory)
         {
             match master.take(bytes, dma) {
-                Some(parts) if drive.bus_master(&parts, dma) => {
+                Some(parts) if drive.bus_master(&parts, dma).is_some() => {
                     if !drive.busy() {
                         master.moved();
                     }
@@ -211,7 +212,9 @@ impl PiixIde {
             drives.push(match unit {
                 Unit::None => None,
                 Unit::Disk if disk.is_none() => return Err(format!("IDE unit {n} has no disk")),
-                Unit::Disk | Unit::Cd => Some(Drive::new(n, unit == Unit::Cd, disk)),
+                Unit::Disk | Unit::Cd => {
+                    Some(Drive::new(n, unit == Unit::Cd, disk, Make::parallel(n, unit == Unit::Cd)))
+                }
             });
         }
         let mut drives = drives.into_iter();

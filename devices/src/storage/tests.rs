@@ -20,7 +20,7 @@ struct Rig {
 }
 
 /// Bytes that tell where they come from.
-fn pattern(len: usize) -> Vec<u8> {
+pub(super) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n as u32).wrapping_mul(0x9e37_79b1).rotate_left(9) as u8 ^ (n >> 9) as u8).collect()
 }
 
