@@ -35,7 +35,7 @@ const KEYS: &[Param] = &[
     },
     Param { name: "ser", kind: ParamKind::Text, default: "", help: "serial number of the first drive, 20 characters" },
     Param { name: "rev", kind: ParamKind::Text, default: "001", help: "firmware revision of the drives, 8 characters" },
-    Param { name: "model", kind: ParamKind::Text, default: "", help: "model name of the drives, 40 characters" },
+    Param { name: "product", kind: ParamKind::Text, default: "", help: "model name of the drives, 40 characters" },
     Param {
         name: "nmrr",
         kind: ParamKind::Int(0, 0xfffe),
@@ -271,7 +271,7 @@ fn make(params: &Params, n: usize, packet: bool, dev: u8, func: u8) -> Make {
         serial_link: true,
         serial: name(&serial, 20),
         revision: name(params.get("rev").unwrap_or("001"), 8),
-        model: name(params.get("model").unwrap_or(usual), 40),
+        model: name(params.get("product").unwrap_or(usual), 40),
         rotation: params.int("nmrr").unwrap_or(0).clamp(0, 0xfffe) as u16,
     }
 }

@@ -15,6 +15,7 @@ use emu::{
     Backends, BarKind, Class, DeviceCell, DeviceState, Event, Model, Params, RamAddr, ResetKind, Saved, Target, Unit,
 };
 
+mod ahci;
 mod ide;
 
 /// Steps of a stream before its state is taken over, and after.
@@ -29,7 +30,13 @@ const PORTS: u64 = 0xc000;
 const MEMORY: u64 = 0xe000_0000;
 
 /// Guests that know a model.
-const GUESTS: &[(&str, Guest)] = &[("piix3-ide", ide::guest), ("piix4-ide", ide::guest)];
+const GUESTS: &[(&str, Guest)] = &[
+    ("piix3-ide", ide::guest),
+    ("piix4-ide", ide::guest),
+    ("ahci", ahci::guest),
+    ("ahci-hd", ahci::guest),
+    ("ahci-cd", ahci::guest),
+];
 
 type Guest = fn(&mut Rng) -> Vec<Op>;
 
@@ -339,6 +346,9 @@ macro_rules! models {
 models! {
     piix3_ide: "piix3-ide",
     piix4_ide: "piix4-ide",
+    ahci: "ahci",
+    ahci_hd: "ahci-hd",
+    ahci_cd: "ahci-cd",
 }
 
 #[test]

@@ -323,7 +323,7 @@ fn pio_data_come_with_their_frames() {
 
 #[test]
 fn names_and_rotation_are_as_configured() {
-    let mut r = rig_with(&[("ser", "S123"), ("rev", "7.5"), ("model", "A DISK"), ("nmrr", "1")]);
+    let mut r = rig_with(&[("ser", "S123"), ("rev", "7.5"), ("product", "A DISK"), ("nmrr", "1")]);
     let text = |id: &[u8], at: usize, n: usize| -> String {
         let bytes: Vec<u8> = id[2 * at..2 * (at + n)].chunks(2).flat_map(|c| [c[1], c[0]]).collect();
         String::from_utf8_lossy(&bytes).trim_end().to_owned()
