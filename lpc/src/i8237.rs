@@ -151,9 +151,17 @@ impl I8237 {
 
     /// Whether a channel (0 to 7) would answer a request now.
     pub fn ready(&self, channel: usize) -> bool {
+        self.left(channel) > 0
+    }
+
+    /// How many bytes a channel would move until terminal count; none while it would not answer.
+    pub fn left(&self, channel: usize) -> usize {
         let r = self.regs.lock().unwrap();
-        let chip = &r.chips[channel / 4];
-        chip.mask >> (channel % 4) & 1 == 0 && chip.command & 4 == 0
+        let (chip, n) = (&r.chips[channel / 4], channel % 4);
+        if chip.mask >> n & 1 != 0 || chip.command & 4 != 0 {
+            return 0;
+        }
+        (usize::from(chip.channels[n].count) + 1) << (channel / 4)
     }
 
     /// A device moves up to `data.len()` bytes on a channel: into guest memory, or out of it into `data`, as the channel's mode
@@ -308,6 +316,7 @@ mod tests {
         for (port, value) in [(0xc4, 0x00), (0xc4, 0x80), (0xc6, 1), (0xc6, 0), (0x8b, 0x03), (0xd4, 1)] {
             b.outb(port, value);
         }
+        assert_eq!(dma.left(5), 4);
         assert_eq!(dma.transfer(5, &mut [1, 2, 3, 4]), (4, true));
         assert_eq!(b.dma().fetch::<4>(0x3_0000), [1, 2, 3, 4], "page bit 0 is the address's top bit");
     }

@@ -13,15 +13,16 @@ use std::fmt::Debug;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use emu::backend::Chardev;
-use emu::bench::{Bench, Messages, Place, Rng, fuzz_cases};
+use emu::backend::{Chardev, Disk};
+use emu::bench::{Bench, BenchDisk, Messages, Place, Rng, fuzz_cases};
 use emu::{
     Backends, Bdf, Device, DeviceCell, Event, IrqLine, IrqSink, Machine, PciIds, Pin, ResetKind, Saved, Slot,
     SystemEvent, Target,
 };
 use lpc::{
-    AcpiPm, BhyveHostBridge, BhyveLpc, DebugPorts, FwCfg, FwCfgItems, HostBridge, Hpet, I440, I8042, I8237, I8254,
-    I8259, IoApic, LegacyRoute, Mc146818, Mechanism1, Ns16550, Piix, PiixIsa, Pirq, lpc_bhyve,
+    AcpiPm, BhyveHostBridge, BhyveLpc, DebugPorts, FloppyModel, FloppyUnit, FwCfg, FwCfgItems, HostBridge, Hpet, I440,
+    I8042, I8237, I8254, I8259, I82077aa, IoApic, LegacyRoute, Mc146818, Mechanism1, Ns16550, Piix, PiixIsa, Pirq,
+    lpc_bhyve,
 };
 
 /// Steps of a stream before its state is taken over, and after.
@@ -184,6 +185,7 @@ subjects! {
     i8254: i8254,
     mc146818: mc146818,
     i8237: i8237,
+    i82077aa: i82077aa,
     i8042: i8042,
     ns16550: ns16550,
     hpet: hpet,
@@ -228,6 +230,19 @@ fn mc146818(r: &mut Rig) {
 
 fn i8237(r: &mut Rig) {
     r.dma = Some(I8237::new(&r.machine()));
+}
+
+/// With media in both drives, of which one is write-protected and lacks its end.
+fn i82077aa(r: &mut Rig) {
+    i8237(r);
+    let disks = [1440 << 10, 700 << 10].map(|n| BenchDisk::new(&r.bench, vec![0x5a; n]));
+    disks[1].protect();
+    let disks = disks.into_iter().map(|d| Some(Box::new(d) as Box<dyn Disk>)).collect();
+    let backends = Backends { disks, ..Backends::default() };
+    let dma = r.dma.clone().unwrap();
+    let units = [FloppyModel::D1440k, FloppyModel::D720k].map(|model| Some(FloppyUnit { model, turbo: true }));
+    let create = |s: &mut Slot| Ok(I82077aa::create(s, dma, units));
+    r.cells.push(r.bench.machine.plug_with("fdc", None, backends, create).unwrap());
 }
 
 fn i8042(r: &mut Rig) {
@@ -353,7 +368,7 @@ fn interrupt_chips(r: &mut Rig) {
 fn common(r: &mut Rig) {
     i8254(r);
     mc146818(r);
-    i8237(r);
+    i82077aa(r);
     i8042(r);
     for (name, base, irq) in [("com1", 0x3f8, 4), ("com2", 0x2f8, 3), ("com3", 0x3e8, 4), ("com4", 0x2e8, 3)] {
         r.plug(name, None, Box::new(move |s| Ok(Ns16550::create(s, base, irq))));
@@ -394,6 +409,13 @@ const HABITS: &[(u16, &[u8])] = &[
     (0x64, &[0x60, 0xd4, 0xd2, 0xae, 0xa8, 0xad, 0xaa]),
     (0x70, &[0x00, 0x0a, 0x0b, 0x0c]),
     (0x71, &[0x26, 0x2d, 0x42, 0x52, 0x72, 0x82, 0x02]),
+    (0x0a, &[0x02, 0x02, 0x06]),
+    (0x0b, &[0x46, 0x4a, 0x42]),
+    (0x0c, &[0x00]),
+    (0x3f2, &[0x3c, 0x3d, 0x34, 0x1c, 0x38]),
+    (0x3f4, &[0x00, 0x80]),
+    (0x3f5, &[0x00, 0x00, 0x01, 0x02, 0x12, 0x03, 0x07, 0x08, 0x0f, 0x13, 0x45, 0x46, 0x4a, 0x4d, 0x51, 0xe6, 0xd6]),
+    (0x3f7, &[0x00, 0x02]),
     (0xe9, b"debug\n"),
     (0x402, b"debug\n"),
     (0x3f8, b"AT"),
