@@ -12,6 +12,7 @@
 //! never costs more memory than the file and the guest's RAM together.
 
 mod acpi;
+pub mod bios;
 mod bytes;
 mod dsdt;
 mod elf;

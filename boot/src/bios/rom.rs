@@ -1,0 +1,492 @@
+//! The ROM: entry points at IBM's addresses, tables, handlers of hardware interrupts, and the stubs.
+//!
+//! Code that belongs to the guest is made here with an assembler, at start-up, so that there is nothing to build
+//! beforehand. The lower half of the segment is free for the firmware tables ([`crate::tables::BIOS_WINDOW`]), 8000 to
+//! DFFF holds our code and tables, and above are the addresses that programs know: F000:FFF0 reset, F000:EC59 INT 13h
+//! for diskettes, F000:FA6E the 8x8 font and so on (IBM, Technical Reference of the AT).
+
+use anyhow::{Result, ensure};
+use iced_x86::code_asm::*;
+use iced_x86::{BlockEncoderOptions, IcedError};
+
+use super::{PORT, data, frame, int10, service};
+
+/// Where our code begins, and where the known addresses do.
+const CODE: u16 = 0x8000;
+const KNOWN: u16 = 0xe000;
+/// An IRET.
+pub(super) const IRET: u16 = 0xff53;
+
+/// The entry points of INT 10h and on; [`entry`] says which.
+const INTERRUPTS: [(u8, u16); 14] = [
+    (0x10, 0xf065),
+    (0x11, 0xf84d),
+    (0x12, 0xf841),
+    (0x13, 0xe3fe),
+    (0x14, 0xe739),
+    (0x15, 0xf859),
+    (0x16, 0xe82e),
+    (0x17, 0xefd2),
+    (0x18, 0xe6e8),
+    (0x19, 0xe6f2),
+    (0x1a, 0xfe6e),
+    (0x40, 0xec59),
+    (0x08, 0xfea5),
+    (0x09, 0xe987),
+];
+/// Interrupts 0E (diskette), 74 (mouse), 70 (clock), 75 (coprocessor), 76 (disk), 0A (redirected IRQ 9), and the rest.
+const OTHERS: [(u8, u16); 7] =
+    [(0x0e, 0xef57), (0x70, 0xe010), (0x71, 0xe018), (0x74, 0xe020), (0x75, 0xe028), (0x76, 0xe030), (0x02, 0xe2c3)];
+/// The handler of hardware interrupts that nobody expects: primary and secondary 8259.
+const SPURIOUS: u16 = 0xe038;
+const SPURIOUS2: u16 = 0xe040;
+/// Where POST begins.
+const POST: u16 = 0xe05b;
+
+/// The diskette parameter table of 1.44 MB drives, which INT 1Eh names.
+pub(super) const DISKETTE_TABLE: u16 = 0xefc7;
+/// The configuration table of INT 15h/C0h.
+pub(super) const CONFIGURATION: u16 = 0xe6f5;
+
+/// An image of the ROM.
+#[derive(Clone)]
+pub struct Rom(Vec<u8>);
+
+impl Rom {
+    /// Physical address, and where reset vectors find it.
+    pub const BASE: u64 = 0xf_0000;
+    /// Its size.
+    pub const LEN: usize = 0x1_0000;
+
+    /// Assembles it.
+    ///
+    /// # Errors
+    /// When the parts do not fit.
+    pub fn build() -> Result<Rom> {
+        let mut rom = Rom(vec![0; Rom::LEN]);
+        let mut a = CodeAssembler::new(16)?;
+        let mut entries: Vec<(u16, CodeLabel)> = Vec::new();
+        code(&mut a, &mut entries)?;
+        let out = a.assemble_options(CODE.into(), BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
+        ensure!(out.inner.code_buffer.len() <= usize::from(KNOWN - CODE), "the BIOS's code does not fit");
+        rom.put(CODE, &out.inner.code_buffer);
+        for (at, label) in &entries {
+            let target = out.label_ip(label)? as u16;
+            rom.put(*at, &near_jump(*at, target));
+        }
+        rom.put(IRET, &[0xcf]);
+        // Print screen.
+        rom.put(0xff54, &[0xcf]);
+        rom.put(0xfff0, &[0xea, POST as u8, (POST >> 8) as u8, 0x00, 0xf0]);
+        rom.put(0xfff5, b"01/01/26");
+        // An AT.
+        rom.put(0xfffe, &[0xfc, 0x00]);
+        rom.put(DISKETTE_TABLE, &[0xaf, 0x02, 0x25, 0x02, 18, 0x1b, 0xff, 0x6c, 0xf6, 0x0f, 0x08]);
+        rom.put(CONFIGURATION, &configuration());
+        for (at, bytes) in int10::rom_tables() {
+            rom.put(at, bytes);
+        }
+        rom.put(0xe000, b"bhyve-rs BIOS");
+        Ok(rom)
+    }
+
+    /// The whole image.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn put(&mut self, at: u16, bytes: &[u8]) {
+        let at = usize::from(at);
+        let place = &mut self.0[at..at + bytes.len()];
+        debug_assert!(place.iter().all(|b| *b == 0), "two things at {at:x} of the ROM");
+        place.copy_from_slice(bytes);
+    }
+}
+
+fn near_jump(at: u16, to: u16) -> [u8; 3] {
+    let d = to.wrapping_sub(at + 3).to_le_bytes();
+    [0xe9, d[0], d[1]]
+}
+
+/// What INT 15h/C0h points to: an AT with two 8259, a clock, INT 15h/4Fh, an extended BIOS data area.
+fn configuration() -> [u8; 10] {
+    [8, 0, 0xfc, 0x00, 0x01, 0x74, 0x40, 0, 0, 0]
+}
+
+/// The vectors at power-on: interrupt and offset in the BIOS's segment.
+pub(super) fn vectors() -> impl Iterator<Item = (u8, u16)> {
+    let hardware = (0x08..=0x0f).map(|n| (n, SPURIOUS)).chain((0x70..=0x77).map(|n| (n, SPURIOUS2)));
+    let rest = (0..0x20).chain([0x43, 0x4a]).map(|n| (n, IRET));
+    let tables = [(0x05, 0xff54), (0x1d, 0xf0a4), (0x1e, DISKETTE_TABLE), (0x42, 0xf065)];
+    rest.chain(hardware).chain(tables).chain(INTERRUPTS).chain(OTHERS)
+}
+
+/// Emits everything that runs in the guest; `entries` are the known addresses and where they lead.
+fn code(a: &mut CodeAssembler, entries: &mut Vec<(u16, CodeLabel)>) -> Result<(), IcedError> {
+    // The end of every stub: the frame is complete.
+    let mut common = a.create_label();
+    let mut halt = a.create_label();
+    let mut spin = a.create_label();
+    a.set_label(&mut common)?;
+    a.cli()?;
+    a.mov(ax, u32::from(data::EBDA_BASE))?;
+    a.mov(ds, ax)?;
+    a.mov(word_ptr(u32::from(data::BLOCK_OFFSET) + 2), sp)?;
+    a.mov(word_ptr(u32::from(data::BLOCK_OFFSET) + 4), ss)?;
+    a.mov(word_ptr(u32::from(data::BLOCK_OFFSET)), u32::from(data::ARMED))?;
+    a.out(u32::from(PORT), al)?;
+    a.mov(bp, sp)?;
+    a.mov(ax, word_ptr(bp + frame::STATUS))?;
+    a.cmp(ax, u32::from(frame::HALT))?;
+    a.je(halt)?;
+    a.cmp(ax, u32::from(frame::SPIN))?;
+    a.je(spin)?;
+    a.add(sp, frame::GS as u32)?;
+    a.pop(gs)?;
+    a.pop(fs)?;
+    a.pop(es)?;
+    a.pop(ds)?;
+    a.popad()?;
+    a.iret()?;
+    a.set_label(&mut halt)?;
+    a.sti()?;
+    a.hlt()?;
+    a.jmp(common)?;
+    a.set_label(&mut spin)?;
+    a.sti()?;
+    a.mov(cx, 2000u32)?;
+    let mut around = a.create_label();
+    a.set_label(&mut around)?;
+    a.loop_(around)?;
+    a.jmp(common)?;
+
+    let stub = |a: &mut CodeAssembler, service: u16| -> Result<CodeLabel, IcedError> {
+        let mut label = a.create_label();
+        a.set_label(&mut label)?;
+        a.pushad()?;
+        a.push(ds)?;
+        a.push(es)?;
+        a.push(fs)?;
+        a.push(gs)?;
+        a.push(u32::from(frame::RETURN))?;
+        a.push(u32::from(service))?;
+        a.jmp(common)?;
+        Ok(label)
+    };
+    for (n, at) in INTERRUPTS.into_iter().filter(|(n, _)| !matches!(n, 0x08 | 0x09 | 0x18 | 0x19)) {
+        let label = stub(a, n.into())?;
+        entries.push((at, label));
+    }
+    let (key, mouse, post) = (stub(a, service::KEY)?, stub(a, service::MOUSE)?, stub(a, service::POST)?);
+    // Booting starts with a stack of its own, below the boot sector.
+    for (n, at) in [(0x18u16, 0xe6e8u16), (0x19, 0xe6f2)] {
+        let boot = stub(a, n)?;
+        let entry = fresh_stack(a, 0, 0x7c00, boot)?;
+        entries.push((at, entry));
+    }
+    // A reset may only have been a way back from protected mode: the memory in use stays as it is.
+    let entry = fresh_stack(a, data::EBDA_BASE, data::STACK, post)?;
+    entries.push((POST, entry));
+    for (at, label) in [
+        (0xfea5, timer(a)?),
+        (0xe987, keyboard(a, key)?),
+        (0xe020, mouse_interrupt(a, mouse)?),
+        (0xe010, clock(a)?),
+        (0xe018, redirect(a)?),
+        (0xe028, coprocessor(a)?),
+        (0xe030, disk(a)?),
+        (0xef57, diskette(a)?),
+        (SPURIOUS, spurious(a, false)?),
+        (SPURIOUS2, spurious(a, true)?),
+        (0xe2c3, nmi(a)?),
+    ] {
+        entries.push((at, label));
+    }
+    Ok(())
+}
+
+/// Sets SS:SP and goes to `to` as INT would from here.
+fn fresh_stack(a: &mut CodeAssembler, segment: u16, top: u16, to: CodeLabel) -> Result<CodeLabel, IcedError> {
+    let mut label = a.create_label();
+    a.set_label(&mut label)?;
+    a.cli()?;
+    a.cld()?;
+    a.mov(ax, u32::from(segment))?;
+    a.mov(ss, ax)?;
+    a.mov(sp, u32::from(top))?;
+    a.pushf()?;
+    a.push(cs)?;
+    a.push(0u32)?;
+    a.jmp(to)?;
+    Ok(label)
+}
+
+/// Calls a stub as INT would.
+fn call(a: &mut CodeAssembler, stub: CodeLabel) -> Result<(), IcedError> {
+    a.pushf()?;
+    a.push(cs)?;
+    a.call(stub)
+}
+
+/// Ends an interrupt of the primary or the secondary 8259. Changes AL.
+fn end_of_interrupt(a: &mut CodeAssembler, secondary: bool) -> Result<(), IcedError> {
+    a.mov(al, 0x20u32)?;
+    if secondary {
+        a.out(0xa0u32, al)?;
+    }
+    a.out(0x20u32, al)
+}
+
+/// Begins a handler that uses AX and the BIOS data area.
+fn begin(a: &mut CodeAssembler) -> Result<CodeLabel, IcedError> {
+    let mut label = a.create_label();
+    a.set_label(&mut label)?;
+    a.push(ax)?;
+    a.push(ds)?;
+    a.mov(ax, 0x40u32)?;
+    a.mov(ds, ax)?;
+    Ok(label)
+}
+
+/// Ends such a handler.
+fn end(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.pop(ds)?;
+    a.pop(ax)?;
+    a.iret()
+}
+
+/// INT 08h: counts ticks, turns the diskette motors off, calls INT 1Ch.
+fn timer(a: &mut CodeAssembler) -> Result<CodeLabel, IcedError> {
+    let label = begin(a)?;
+    let (mut day, mut motor) = (a.create_label(), a.create_label());
+    a.inc(dword_ptr(0x6c))?;
+    a.cmp(dword_ptr(0x6c), 0x18_00b0u32)?;
+    a.jb(day)?;
+    a.mov(dword_ptr(0x6c), 0u32)?;
+    a.mov(byte_ptr(0x70), 1u32)?;
+    a.set_label(&mut day)?;
+    a.cmp(byte_ptr(0x40), 0u32)?;
+    a.je(motor)?;
+    a.dec(byte_ptr(0x40))?;
+    a.jne(motor)?;
+    a.and(byte_ptr(0x3f), 0xf0u32)?;
+    a.push(dx)?;
+    a.mov(dx, 0x3f2u32)?;
+    a.mov(al, 0x0cu32)?;
+    a.out(dx, al)?;
+    a.pop(dx)?;
+    a.set_label(&mut motor)?;
+    // Hooks of 1Ch may change what they like.
+    a.push(dx)?;
+    a.int(0x1cu32)?;
+    a.pop(dx)?;
+    a.cli()?;
+    end_of_interrupt(a, false)?;
+    end(a)?;
+    Ok(label)
+}
+
+/// INT 09h: offers the scan code to INT 15h/4Fh, translates it, does what key combinations ask for.
+fn keyboard(a: &mut CodeAssembler, key: CodeLabel) -> Result<CodeLabel, IcedError> {
+    let label = begin(a)?;
+    let (mut over, mut not_break, mut not_print, mut sysrq) =
+        (a.create_label(), a.create_label(), a.create_label(), a.create_label());
+    a.in_(al, 0x60u32)?;
+    a.mov(ah, 0x4fu32)?;
+    a.stc()?;
+    a.int(0x15u32)?;
+    let mut ignored = a.create_label();
+    a.jae(ignored)?;
+    call(a, key)?;
+    a.jmp(over)?;
+    a.set_label(&mut ignored)?;
+    a.xor(ax, ax)?;
+    a.set_label(&mut over)?;
+    a.cli()?;
+    a.push(ax)?;
+    end_of_interrupt(a, false)?;
+    a.pop(ax)?;
+    a.cmp(ah, u32::from(super::keyboard::BREAK))?;
+    a.jne(not_break)?;
+    a.int(0x1bu32)?;
+    a.set_label(&mut not_break)?;
+    a.cmp(ah, u32::from(super::keyboard::PRINT))?;
+    a.jne(not_print)?;
+    a.int(0x05u32)?;
+    a.set_label(&mut not_print)?;
+    a.cmp(ah, u32::from(super::keyboard::SYSRQ))?;
+    a.jne(sysrq)?;
+    // AL says whether it was pressed or released.
+    a.mov(ah, 0x85u32)?;
+    a.int(0x15u32)?;
+    a.set_label(&mut sysrq)?;
+    end(a)?;
+    Ok(label)
+}
+
+/// INT 74h: collects the mouse's bytes and calls its handler with a whole packet.
+fn mouse_interrupt(a: &mut CodeAssembler, mouse: CodeLabel) -> Result<CodeLabel, IcedError> {
+    let mut label = a.create_label();
+    let mut no_packet = a.create_label();
+    a.set_label(&mut label)?;
+    a.pushad()?;
+    a.push(ds)?;
+    a.push(es)?;
+    a.in_(al, 0x60u32)?;
+    call(a, mouse)?;
+    // EAX: status and X; EBX: Y and Z; ECX: the handler, 0 for none or no whole packet.
+    a.test(ecx, ecx)?;
+    a.je(no_packet)?;
+    a.push(ax)?;
+    a.shr(eax, 16u32)?;
+    a.push(ax)?;
+    a.push(bx)?;
+    a.shr(ebx, 16u32)?;
+    a.push(bx)?;
+    // A far call to CX's upper half: its lower half.
+    a.push(cs)?;
+    let mut back = a.create_label();
+    let mut go = a.create_label();
+    a.call(go)?;
+    a.set_label(&mut back)?;
+    a.add(sp, 8u32)?;
+    a.set_label(&mut no_packet)?;
+    a.cli()?;
+    end_of_interrupt(a, true)?;
+    a.pop(es)?;
+    a.pop(ds)?;
+    a.popad()?;
+    a.iret()?;
+    a.set_label(&mut go)?;
+    a.push(ecx)?;
+    a.sti()?;
+    a.retf()?;
+    Ok(label)
+}
+
+/// INT 70h: the periodic interrupt counts down what INT 15h/83h and 86h wait for, the alarm calls INT 4Ah.
+fn clock(a: &mut CodeAssembler) -> Result<CodeLabel, IcedError> {
+    let label = begin(a)?;
+    let (mut no_period, mut no_alarm) = (a.create_label(), a.create_label());
+    a.push(bx)?;
+    a.mov(al, 0x0cu32)?;
+    a.out(0x70u32, al)?;
+    a.in_(al, 0x71u32)?;
+    a.mov(bl, al)?;
+    a.test(bl, 0x40u32)?;
+    a.je(no_period)?;
+    a.sub(dword_ptr(0x9c), 976u32)?;
+    a.jae(no_period)?;
+    // Over: no more periodic interrupts, and the flag that was named is set.
+    a.mov(dword_ptr(0x9c), 0u32)?;
+    a.mov(al, 0x0bu32)?;
+    a.out(0x70u32, al)?;
+    a.in_(al, 0x71u32)?;
+    a.and(al, 0xbfu32)?;
+    a.mov(ah, al)?;
+    a.mov(al, 0x0bu32)?;
+    a.out(0x70u32, al)?;
+    a.mov(al, ah)?;
+    a.out(0x71u32, al)?;
+    a.test(byte_ptr(0xa0), 1u32)?;
+    a.je(no_period)?;
+    a.mov(byte_ptr(0xa0), 0u32)?;
+    a.push(ds)?;
+    a.push(si)?;
+    a.lds(si, dword_ptr(0x98))?;
+    a.or(byte_ptr(si), 0x80u32)?;
+    a.pop(si)?;
+    a.pop(ds)?;
+    a.set_label(&mut no_period)?;
+    a.test(bl, 0x20u32)?;
+    a.je(no_alarm)?;
+    a.int(0x4au32)?;
+    a.set_label(&mut no_alarm)?;
+    a.cli()?;
+    end_of_interrupt(a, true)?;
+    a.pop(bx)?;
+    end(a)?;
+    Ok(label)
+}
+
+/// INT 71h: IRQ 9 is what used to be IRQ 2.
+fn redirect(a: &mut CodeAssembler) -> Result<CodeLabel, IcedError> {
+    let mut label = a.create_label();
+    a.set_label(&mut label)?;
+    a.push(ax)?;
+    a.mov(al, 0x20u32)?;
+    a.out(0xa0u32, al)?;
+    a.pop(ax)?;
+    a.int(0x0au32)?;
+    a.iret()?;
+    Ok(label)
+}
+
+/// INT 75h: clears FERR#'s latch and calls the NMI's handler, where programs expect it.
+fn coprocessor(a: &mut CodeAssembler) -> Result<CodeLabel, IcedError> {
+    let mut label = a.create_label();
+    a.set_label(&mut label)?;
+    a.push(ax)?;
+    a.xor(al, al)?;
+    a.out(0xf0u32, al)?;
+    end_of_interrupt(a, true)?;
+    a.pop(ax)?;
+    a.int(0x02u32)?;
+    a.iret()?;
+    Ok(label)
+}
+
+/// INT 76h: a disk is done.
+fn disk(a: &mut CodeAssembler) -> Result<CodeLabel, IcedError> {
+    let label = begin(a)?;
+    a.mov(byte_ptr(0x8e), 0xffu32)?;
+    end_of_interrupt(a, true)?;
+    end(a)?;
+    Ok(label)
+}
+
+/// INT 0Eh: a diskette drive is done.
+fn diskette(a: &mut CodeAssembler) -> Result<CodeLabel, IcedError> {
+    let label = begin(a)?;
+    a.or(byte_ptr(0x3e), 0x80u32)?;
+    end_of_interrupt(a, false)?;
+    end(a)?;
+    Ok(label)
+}
+
+/// Hardware interrupts that nobody expects: ends them if they are real.
+fn spurious(a: &mut CodeAssembler, secondary: bool) -> Result<CodeLabel, IcedError> {
+    let mut label = a.create_label();
+    let mut none = a.create_label();
+    a.set_label(&mut label)?;
+    a.push(ax)?;
+    let base = if secondary { 0xa0u32 } else { 0x20 };
+    a.mov(al, 0x0bu32)?;
+    a.out(base, al)?;
+    a.in_(al, base)?;
+    a.test(al, al)?;
+    if secondary {
+        let mut real = a.create_label();
+        a.jne(real)?;
+        // The primary has seen a real interrupt on its input 2.
+        a.mov(al, 0x20u32)?;
+        a.out(0x20u32, al)?;
+        a.jmp(none)?;
+        a.set_label(&mut real)?;
+    } else {
+        a.je(none)?;
+    }
+    end_of_interrupt(a, secondary)?;
+    a.set_label(&mut none)?;
+    a.pop(ax)?;
+    a.iret()?;
+    Ok(label)
+}
+
+/// INT 02h.
+fn nmi(a: &mut CodeAssembler) -> Result<CodeLabel, IcedError> {
+    let mut label = a.create_label();
+    a.set_label(&mut label)?;
+    a.iret()?;
+    Ok(label)
+}
