@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
+use boot::bios::DriveKind;
 use cfg::{Address, Catalogue, Draft, Error, Errors, Key, Node, Origin, Problem, Schema};
 use emu::backend::Chardev;
 use host::console::{self, ConsoleSpec, Description};
 use host::{ConsoleCommand, Io};
 
-use crate::vm::{Handle, Kernel, Order, Spec};
+use crate::vm::{Handle, Kernel, Order, Spec, Start};
 use crate::{board, plan, processor};
 
 /// The words of this version.
@@ -37,7 +38,7 @@ const PROFILES: [(&str, &str); 2] =
     [("pc", include_str!("../profiles/pc.toml")), ("bhyve", include_str!("../profiles/bhyve.toml"))];
 
 /// Sections whose devices this version does not have yet.
-const NOT_YET: [&str; 2] = ["floppy", "nic"];
+const NOT_YET: [&str; 1] = ["nic"];
 
 /// 1 January 2026, when nothing real may show.
 const FIXED_START: i64 = 1_767_225_600;
@@ -51,27 +52,27 @@ pub fn read(file: &Path, set: &[String]) -> Result<Node, Errors> {
     for assignment in set {
         draft.set(assignment, &Origin::named(format!("-o {assignment}")));
     }
-    check(&draft, false)
+    check(&draft)
 }
 
 /// Checks settings from the command line alone.
 ///
 /// # Errors
 /// All that is wrong with them.
-pub fn from_settings<S: AsRef<str>>(set: &[S], has_kernel: bool) -> Result<Node, Errors> {
+pub fn from_settings<S: AsRef<str>>(set: &[S]) -> Result<Node, Errors> {
     let mut draft = Draft::new(Origin::named("the command line"));
     for assignment in set {
         let assignment = assignment.as_ref();
         draft.set(assignment, &Origin::named(format!("-o {assignment}")));
     }
-    check(&draft, has_kernel)
+    check(&draft)
 }
 
-/// Checks a draft. `has_kernel`: the kernel comes from elsewhere.
+/// Checks a draft.
 ///
 /// # Errors
 /// All that is wrong with it.
-pub fn check(draft: &Draft, has_kernel: bool) -> Result<Node, Errors> {
+pub fn check(draft: &Draft) -> Result<Node, Errors> {
     let mut draft = draft.clone();
     let profile = draft.tree().text("profile").unwrap_or(PROFILES[0].0);
     if let Some((name, text)) = PROFILES.into_iter().find(|(name, _)| *name == profile) {
@@ -92,10 +93,6 @@ pub fn check(draft: &Draft, has_kernel: bool) -> Result<Node, Errors> {
     let boot = node.child("boot");
     if boot.is_given("firmware") {
         errors.push(boot.error("firmware", Problem::new("external firmware is not supported by this version yet")));
-    } else if !has_kernel && !boot.is_given("kernel") {
-        let problem = Problem::new("nothing to start: this version starts kernels only")
-            .allowed("boot.kernel = the path of a kernel");
-        errors.push(boot.error("kernel", problem));
     }
     match node.text("backend") {
         "auto" | "soft" => {}
@@ -112,29 +109,50 @@ pub fn check(draft: &Draft, has_kernel: bool) -> Result<Node, Errors> {
     if errors.is_empty() { Ok(node) } else { Err(Errors::sorted(errors)) }
 }
 
-/// The kernel that a configuration names.
+/// What a configuration starts: a kernel if it names one, else the built-in BIOS.
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn kernel(node: &Node) -> Result<Kernel> {
+pub fn start(node: &Node) -> Result<Start> {
     let boot = node.child("boot");
+    if !boot.is_given("kernel") {
+        return Ok(Start::Bios(bios_options(node)));
+    }
     let file = |key: &str| -> Result<Vec<u8>> {
         let path = boot.path(key);
         std::fs::read(path).with_context(|| path.display().to_string())
     };
-    Ok(Kernel {
+    Ok(Start::Kernel(Kernel {
         name: boot.path("kernel").display().to_string(),
         bytes: file("kernel")?,
         initrd: boot.is_given("initrd").then(|| file("initrd")).transpose()?,
         args: boot.maybe::<&str>("args").unwrap_or_default().to_owned(),
-    })
+    }))
 }
 
-/// The machine that a checked configuration describes, with this kernel.
+/// What a configuration chooses of the built-in BIOS.
+fn bios_options(node: &Node) -> boot::bios::Options {
+    let kind = |word: &str| match word {
+        "floppy" => DriveKind::Floppy,
+        "cd" => DriveKind::Cd,
+        "disk" => DriveKind::Disk,
+        _ => DriveKind::Net,
+    };
+    let boot = node.child("boot");
+    boot::bios::Options {
+        order: boot.words("order").into_iter().map(kind).collect(),
+        once: boot.maybe("once").map(kind),
+        menu_ms: boot.maybe::<Duration>("menu").unwrap_or_default().as_millis() as u32,
+        serial: boot.bool("serial"),
+        apm: node.child("quirks").text("apm") != "off",
+    }
+}
+
+/// The machine that a checked configuration describes, which starts so.
 ///
 /// # Errors
 /// What the configuration asks for and this version cannot do.
-pub fn spec(node: &Node, kernel: Kernel, plain: bool) -> Result<Spec> {
+pub fn spec(node: &Node, start: Start, plain: bool) -> Result<Spec> {
     let instruction_clock = node.text("clock") == "instructions";
     Ok(Spec {
         cpus: node.int("cpus") as u32,
@@ -147,7 +165,7 @@ pub fn spec(node: &Node, kernel: Kernel, plain: bool) -> Result<Spec> {
         uuid: node.maybe::<[u8; 16]>("uuid").unwrap_or_else(|| name_uuid(node.text("name"))),
         acpi: node.child("acpi").bool("enabled"),
         stay: false,
-        kernel,
+        start,
     })
 }
 
@@ -254,11 +272,11 @@ mod tests {
 
     #[test]
     fn what_this_version_lacks_is_refused_by_key() {
-        let text = "name = 'x'\nbackend = 'kvm'\n[[floppy]]\n";
-        let errors = check(&Draft::parse("t.toml", text), false).unwrap_err();
+        let text = "name = 'x'\nbackend = 'kvm'\n[[nic]]\n";
+        let errors = check(&Draft::parse("t.toml", text)).unwrap_err();
         let lines: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
         assert_eq!(lines.len(), 3, "{lines:?}");
         assert!(lines[1].starts_with("t.toml:2:11: backend: "), "{}", lines[1]);
-        assert!(lines[2].starts_with("t.toml:3:") && lines[2].contains("floppy.0"), "{}", lines[2]);
+        assert!(lines[2].starts_with("t.toml:3:") && lines[2].contains("nic.0"), "{}", lines[2]);
     }
 }

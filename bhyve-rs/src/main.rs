@@ -1,5 +1,6 @@
 //! bhyve-rs: the user space of a hypervisor, for BSD people.
 
+mod bios;
 mod board;
 mod config;
 
@@ -145,7 +146,9 @@ fn main() -> ExitCode {
         Some(Command::Check { file }) => check(&file),
         Some(Command::Demo(options)) => demo(&options),
         Some(Command::Info) => info(),
-        None if cli.run.config.is_none() && cli.run.kernel.is_none() => demo(&cli.run.options),
+        None if cli.run.config.is_none() && cli.run.kernel.is_none() && cli.run.set.is_empty() => {
+            demo(&cli.run.options)
+        }
         None => run(&cli.run, &dir),
     };
     match status {
@@ -179,9 +182,9 @@ fn run(args: &RunArgs, dir: &Path) -> Result<u8> {
     }
     let node = match &args.config {
         Some(file) => config::read(file, &set),
-        None => config::from_settings(&set, false),
+        None => config::from_settings(&set),
     }?;
-    let mut spec = config::spec(&node, config::kernel(&node)?, args.options.plain)?;
+    let mut spec = config::spec(&node, config::start(&node)?, args.options.plain)?;
     spec.stay = args.options.stay || args.options.background;
     // A machine that nobody configured has no name by which others could find it.
     let named = args.config.is_some() || args.set.iter().any(|s| s.starts_with("name="));
@@ -194,14 +197,14 @@ fn demo(options: &RunOptions) -> Result<u8> {
     {
         // It compares clocks, which on a busy host only instructions keep in step.
         let keys = ["name=demo", "memory=64M", "serial.0.backend=stdio", "clock=instructions"];
-        let node = config::from_settings(&keys, true)?;
+        let node = config::from_settings(&keys)?;
         let kernel = vm::Kernel {
             name: "the embedded demo guest".to_owned(),
             bytes: include_bytes!(env!("PROBE_ELF")).to_vec(),
             initrd: None,
             args: "demo".to_owned(),
         };
-        let mut spec = config::spec(&node, kernel, options.plain)?;
+        let mut spec = config::spec(&node, vm::Start::Kernel(kernel), options.plain)?;
         spec.rtc_start = config::now();
         let mut plan = Plan::new(spec.board);
         plan.disk("ide", demo_disk())?;

@@ -8,8 +8,10 @@ use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use anyhow::{Result, anyhow};
+use boot::bios::DriveKind;
 use cfg::{Error, Key, Kind, Node, PciSlot, Problem};
 use devices::MODELS;
+use emu::backend::Disk;
 use emu::{Backends, Bdf, Class, Machine, Model, ParamKind, Params, Unit};
 use host::disk::{Image, ImageOptions};
 
@@ -74,10 +76,22 @@ struct Placed {
     images: Vec<Option<Image>>,
 }
 
+/// A drive, for the BIOS.
+pub struct Plugged {
+    /// What it is.
+    pub kind: DriveKind,
+    /// Its controller, where that is, and the unit's number there. A diskette drive is at the board's own.
+    pub place: Option<(&'static Model, Bdf, usize)>,
+    /// A handle on what is in it.
+    pub disk: Option<Box<dyn Disk>>,
+}
+
 /// Everything that is plugged into a board.
 pub struct Plan {
     board: &'static board::Kind,
     placed: Vec<Placed>,
+    /// What is in the diskette drives.
+    floppies: Vec<Option<Image>>,
 }
 
 /// What a drive or a card wants of the plan.
@@ -116,7 +130,7 @@ impl Plan {
             units: vec![Unit::None; IDE_CDS.len()],
             images: IDE_CDS.map(|_| None).into(),
         });
-        Plan { board, placed: ide.into_iter().collect() }
+        Plan { board, placed: ide.into_iter().collect(), floppies: Vec::new() }
     }
 
     /// Puts in what a configuration says; `images` opens and locks what is in the drives.
@@ -137,6 +151,15 @@ impl Plan {
                 let put = Want::new(nic).and_then(|want| plan.put(want).map(|_| ()));
                 errors.extend(put.err().map(|p| at_key(nic, p).into()));
             }
+        }
+        for floppy in node.children("floppy") {
+            let options = ImageOptions { read_only: floppy.bool("readonly"), ..ImageOptions::default() };
+            let path = floppy.is_given("path").then(|| floppy.path("path")).filter(|_| images);
+            let image = path.map(|path| Image::open(path, options)).transpose();
+            plan.floppies.push(image.unwrap_or_else(|e| {
+                errors.push(e);
+                None
+            }));
         }
         if errors.is_empty() { Ok(plan) } else { Err(errors) }
     }
@@ -200,19 +223,31 @@ impl Plan {
         slot > 0 && slot < 32 && slot != self.board.isa_bridge && self.placed.iter().all(|p| p.bdf.dev != slot)
     }
 
-    /// Plugs everything in.
+    /// Plugs everything in. What stands at controllers' units, with a further handle on each disk, is for the BIOS.
     ///
     /// # Errors
     /// What a device says, or the host has no threads for the disks.
-    pub fn plug(self, machine: &Arc<Machine>) -> Result<()> {
+    pub fn plug(self, machine: &Arc<Machine>) -> Result<Vec<Plugged>> {
         let ram = machine.space.ram();
+        let mut plugged = Vec::new();
+        for image in self.floppies {
+            let disk = image.map(|i| i.attach(ram)).transpose()?;
+            plugged.push(Plugged { kind: DriveKind::Floppy, place: None, disk });
+        }
         for p in self.placed {
-            let disks = p.images.into_iter().map(|i| i.map(|i| i.attach(ram)).transpose()).collect::<Result<_>>()?;
+            let disks: Vec<Option<Box<dyn Disk>>> =
+                p.images.into_iter().map(|i| i.map(|i| i.attach(ram)).transpose()).collect::<Result<_>>()?;
+            let units = p.units.iter().zip(&disks).enumerate().filter(|(_, (kind, _))| **kind != Unit::None);
+            plugged.extend(units.map(|(unit, (kind, disk))| Plugged {
+                kind: if *kind == Unit::Cd { DriveKind::Cd } else { DriveKind::Disk },
+                place: Some((p.model, p.bdf, unit)),
+                disk: disk.as_ref().map(|d| d.share()),
+            }));
             let name = format!("{}@{}", p.model.name, p.bdf);
             let backends = Backends { disks, units: p.units, ..Backends::default() };
             machine.plug(p.model, &name, Some(p.bdf), &p.params, backends).map_err(|e| anyhow!("{name}: {e}"))?;
         }
-        Ok(())
+        Ok(plugged)
     }
 }
 
@@ -228,6 +263,9 @@ impl fmt::Display for Plan {
                 }
             }
             f.write_str("]")?;
+        }
+        for image in &self.floppies {
+            write!(f, "[floppy {}]", image.as_ref().map_or(0, Image::size))?;
         }
         Ok(())
     }

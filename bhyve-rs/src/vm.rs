@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use anyhow::{Context, Result};
@@ -17,6 +18,7 @@ use host::{Gate, Io, IoThread};
 use hv::{Hypervisor, Outcome, Runner, VmConfig};
 use lpc::Ns16550;
 
+use crate::bios;
 use crate::board::{self, Board};
 use crate::firmware;
 use crate::plan::Plan;
@@ -44,6 +46,14 @@ pub struct Kernel {
     pub args: String,
 }
 
+/// What runs first.
+pub enum Start {
+    /// A kernel, at its entry point.
+    Kernel(Kernel),
+    /// The built-in BIOS.
+    Bios(boot::bios::Options),
+}
+
 /// What a machine is made of.
 pub struct Spec {
     /// Number of processors.
@@ -66,8 +76,8 @@ pub struct Spec {
     pub acpi: bool,
     /// A reset starts the guest again instead of ending the run.
     pub stay: bool,
-    /// The kernel.
-    pub kernel: Kernel,
+    /// What runs first.
+    pub start: Start,
 }
 
 /// How a machine ended; the numbers are bhyve(8)'s exit statuses.
@@ -169,6 +179,12 @@ pub fn orders() -> (Handle, Inbox) {
     (Handle(tx), Inbox(rx))
 }
 
+/// What runs first, made for the machine.
+enum Started {
+    Kernel(Box<Image>),
+    Bios(bios::Services),
+}
+
 /// A machine that is ready to run.
 pub struct Instance {
     machine: Arc<Machine>,
@@ -177,8 +193,9 @@ pub struct Instance {
     board: Board,
     serial: Vec<Arc<DeviceCell>>,
     platform: Platform,
-    image: Image,
+    start: Started,
     tables: Vec<boot::Piece>,
+    a20: Arc<AtomicBool>,
     ram: RamAddr,
     low: u64,
     shape: String,
@@ -248,7 +265,7 @@ impl Instance {
             spec.memory,
             spec.board.name
         );
-        plan.plug(&machine)?;
+        let drives = plan.plug(&machine)?;
         let ports: Vec<IsaPort> = COM[..serial.len().min(4)].to_vec();
         if let Some(steps) = script {
             let com1 = serial.first_mut().and_then(Option::as_mut).context("a script needs a console at COM1")?;
@@ -271,17 +288,32 @@ impl Instance {
         }
         let mut map = MemoryMap::new(spec.memory, LOW_LIMIT)?;
         let tables = boot::tables::build(&platform, &mut map)?;
-        let layout = Layout { map: &map, rsdp: tables.rsdp, vga_text: false, long_mode: spec.model.has(Feature::Lm) };
-        let k = &spec.kernel;
-        let image = boot::load(&k.bytes, k.initrd.as_deref(), &k.args, &layout).with_context(|| k.name.clone())?;
         let mut pieces = tables.pieces;
-        pieces.extend(boot::tables::bios_data(&platform));
+        let start = match &spec.start {
+            Start::Kernel(k) => {
+                pieces.extend(boot::tables::bios_data(&platform));
+                let long_mode = spec.model.has(Feature::Lm);
+                let layout = Layout { map: &map, rsdp: tables.rsdp, vga_text: false, long_mode };
+                let image = boot::load(&k.bytes, k.initrd.as_deref(), &k.args, &layout);
+                Started::Kernel(Box::new(image.with_context(|| k.name.clone())?))
+            }
+            Start::Bios(options) => {
+                let bios = bios::Services::create(&machine, &platform, &map, options, &pieces, drives)?;
+                pieces.insert(0, bios.rom());
+                Started::Bios(bios)
+            }
+        };
 
         let told = tx.clone();
         let runner = Runner::new(vm.clone(), machine.clone(), move |outcome| send(&told, Message::Outcome(outcome)))?;
         let pause = runner.pauser();
+        let a20 = Arc::new(AtomicBool::new(true));
+        let gate_a20 = a20.clone();
         machine.on_system(move |event| match event {
-            SystemEvent::A20(open) => vm.set_a20(open),
+            SystemEvent::A20(open) => {
+                gate_a20.store(open, Ordering::Relaxed);
+                vm.set_a20(open);
+            }
             SystemEvent::Ignne => vm.ignne(),
             event => {
                 pause();
@@ -297,8 +329,9 @@ impl Instance {
             board,
             serial: uarts,
             platform,
-            image,
+            start,
             tables: pieces,
+            a20,
             ram: block.start,
             low,
             shape,
@@ -311,12 +344,20 @@ impl Instance {
         Ok(instance)
     }
 
-    /// Resets all parts, does what firmware does, and loads the kernel.
+    /// Resets all parts, does what firmware does, and loads the kernel or the BIOS.
     fn start(&self, kind: ResetKind) -> Result<()> {
         self.machine.reset(kind);
         self.runner.with_vcpus(|v| v.reset());
         firmware::assign(&self.machine, &self.platform)?;
-        for range in &self.image.zero {
+        let image = match &self.start {
+            Started::Kernel(image) => image,
+            // It starts where the processor does.
+            Started::Bios(_) => {
+                self.tables.iter().for_each(|piece| self.store(piece.gpa, &piece.bytes));
+                return Ok(());
+            }
+        };
+        for range in &image.zero {
             let zeros = vec![0; 1 << 16];
             let mut at = range.start;
             while at < range.end {
@@ -325,10 +366,10 @@ impl Instance {
                 at += n;
             }
         }
-        for piece in self.tables.iter().chain(&self.image.pieces) {
+        for piece in self.tables.iter().chain(&image.pieces) {
             self.store(piece.gpa, &piece.bytes);
         }
-        let entry = self.image.entry;
+        let entry = image.entry;
         self.runner
             .with_vcpus(|v| {
                 if v.index() > 0 {
@@ -404,6 +445,18 @@ impl Instance {
                 }
                 Message::System(SystemEvent::Reset) => return (Some(Ended::Reboot), None),
                 Message::System(SystemEvent::PowerOff) => return (Some(Ended::PowerOff), None),
+                Message::System(SystemEvent::Bios(service)) => {
+                    self.halt();
+                    if let Started::Bios(bios) = &self.start
+                        && let Err(e) =
+                            bios.serve(&self.machine, &self.runner, service, self.a20.load(Ordering::Relaxed))
+                    {
+                        return (Some(Ended::Error), Some(format!("{e:#}")));
+                    }
+                    if !paused {
+                        self.go();
+                    }
+                }
                 Message::System(event) => {
                     self.halt();
                     self.runner.with_vcpus(|v| match event {

@@ -480,6 +480,8 @@ pub enum SystemEvent {
     Nmi,
     /// IGNNE# of processor 0 is asserted, until its FERR# falls.
     Ignne,
+    /// A stub of the built-in BIOS wants this service of its port.
+    Bios(u8),
 }
 
 type SystemHook = Box<dyn Fn(SystemEvent) + Send + Sync>;

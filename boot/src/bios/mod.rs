@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 use crate::memory::Region;
 use crate::platform::Platform;
 
-pub use disk::{Drive, DriveKind};
+pub use disk::{Drive, DriveKind, Place};
 pub use rom::Rom;
 
 /// Physical address of the extended BIOS data area; see [`data`].
@@ -419,6 +419,16 @@ impl Bios {
         let mut block = [0; 2];
         host.read(data::BLOCK, &mut block);
         block == data::ARMED.to_le_bytes()
+    }
+
+    /// Serves a call by the latch; `latch` holds the registers and takes the results.
+    pub fn serve_latch(&mut self, host: &mut dyn Host, service: u8, latch: &mut [u32; LATCHED]) {
+        let [eax, ebx, ecx, edx, esi, edi, flags] = *latch;
+        let r = Regs { eax, ebx, ecx, edx, esi, edi, flags: flags as u16, ..Regs::default() };
+        let mut call = Call { host, config: &self.config, state: &mut self.state, r, again: false, id: LATCHED_ID };
+        call.dispatch(service.into());
+        let r = call.r;
+        *latch = [r.eax, r.ebx, r.ecx, r.edx, r.esi, r.edi, r.flags.into()];
     }
 
     /// Serves the call whose frame the block names. A write to the port that no stub made does nothing.
