@@ -363,6 +363,16 @@ struct View<'a> {
     timer: &'a Timer,
 }
 
+/// The accesses that a range of device memory takes: aligned, of four bytes or one.
+fn units(gpa: u64, len: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let n = if (gpa + at as u64).is_multiple_of(4) && len - at >= 4 { 4 } else { 1 };
+        at += n;
+        (at <= len).then_some((at - n, n))
+    })
+}
+
 const PAGE: u64 = 0x1000;
 /// The addresses that page table entries hold.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -424,7 +434,12 @@ impl Host for View<'_> {
             let Some(gpa) = gpa else { return buf.fill(0xff) };
             match view.bus.map().ram_for_read(gpa) {
                 Some((ram, len)) if len >= buf.len() as u64 => view.bus.ram().read(ram, buf),
-                _ => (gpa..).zip(buf).for_each(|(gpa, b)| *b = view.bus.read(gpa, 1) as u8),
+                _ => {
+                    for (at, part) in units(gpa, buf.len()) {
+                        let value = view.bus.read(gpa + at as u64, part as u8).to_le_bytes();
+                        buf[at..at + part].copy_from_slice(&value[..part]);
+                    }
+                }
             }
         });
     }
@@ -435,7 +450,13 @@ impl Host for View<'_> {
             let Some(gpa) = gpa else { return };
             match view.bus.map().ram_for_write(gpa) {
                 Some((ram, len)) if len >= data.len() as u64 => view.bus.ram().write(ram, data),
-                _ => (gpa..).zip(data).for_each(|(gpa, b)| view.bus.write(gpa, 1, (*b).into())),
+                _ => {
+                    for (at, part) in units(gpa, data.len()) {
+                        let mut value = [0; 8];
+                        value[..part].copy_from_slice(&data[at..at + part]);
+                        view.bus.write(gpa + at as u64, part as u8, u64::from_le_bytes(value));
+                    }
+                }
             }
         });
     }

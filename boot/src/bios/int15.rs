@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Call, Flow, data, linear, rom};
+use super::{Call, Flow, apm, data, linear, rom};
 use crate::memory::Kind;
 
 const SMAP: u32 = 0x534d_4150;
@@ -27,6 +27,7 @@ pub(super) fn service(c: &mut Call) -> Flow {
             c.r.set_carry(true);
             return Flow::Done;
         }
+        0x53 => return apm::service(c),
         // Open, close, end of program, SysRq, device busy, device done: for multitasking programs that hook them.
         0x80..=0x82 | 0x85 | 0x90 | 0x91 => c.r.set_ah(0),
         0x83 => return event_wait(c),

@@ -17,6 +17,7 @@
 //! Everything that old loaders look at is real: the interrupt vectors, the BIOS data area at 400, the extended one at
 //! [`EBDA`], CMOS. What cannot live there is [`State`], saved with the machine.
 
+mod apm;
 mod boot;
 mod data;
 mod disk;
@@ -25,6 +26,7 @@ mod int13;
 mod int15;
 mod keyboard;
 mod pci;
+mod ports;
 mod post;
 mod rom;
 mod serial;
@@ -235,6 +237,9 @@ pub struct State {
     keyboard: keyboard::State,
     mirror: serial::Mirror,
     wait: int15::Wait,
+    apm: apm::State,
+    /// When the call that waits for a line gives up.
+    deadline: u64,
 }
 
 /// The BIOS of a machine.
@@ -245,6 +250,9 @@ pub struct Bios {
 
 /// What stubs and interrupt handlers ask for. Interrupt services have their interrupt's number.
 mod service {
+    /// The PCI BIOS and APM, from protected mode.
+    pub(super) const PCI: u16 = 1;
+    pub(super) const APM: u16 = 2;
     /// Power-on and reset.
     pub(super) const POST: u16 = 0x100;
     /// A key's scan code is in AL.
@@ -343,10 +351,18 @@ impl Call<'_> {
         self.host.outp(port, 1, v.into());
     }
 
-    /// Where ES:DI points, and whether the caller's pointers have 48 bits. `None` for a caller in protected mode, whose
-    /// segments nobody can look up.
-    pub fn buffer(&mut self) -> Option<(u64, bool)> {
-        (self.id != LATCHED_ID).then(|| (linear(self.r.es, self.r.di()), false))
+    /// The call came from protected mode, through the latch: nobody can look up its segments.
+    pub fn is_latched(&self) -> bool {
+        self.id == LATCHED_ID
+    }
+
+    /// Whether this call has waited so many nanoseconds, asked each time before it waits.
+    pub fn waited(&mut self, ns: u64) -> bool {
+        let now = self.host.now();
+        if !self.again {
+            self.state.deadline = now + ns;
+        }
+        now >= self.state.deadline
     }
 
     /// A register of the CMOS RAM. NMI stays enabled.
@@ -382,6 +398,8 @@ impl Call<'_> {
             service::POST => post::run(self),
             service::KEY => keyboard::key(self),
             service::MOUSE => int15::mouse_byte(self),
+            service::PCI => pci::service(self),
+            service::APM => apm::service(self),
             0x10 => int10::service(self),
             0x11 => {
                 let equipment = self.word(data::EQUIPMENT);
@@ -394,8 +412,10 @@ impl Call<'_> {
                 Flow::Done
             }
             0x13 | 0x40 => int13::service(self, service == 0x40),
+            0x14 => ports::serial(self),
             0x15 => int15::service(self),
             0x16 => keyboard::service(self),
+            0x17 => ports::parallel(self),
             0x18 | 0x19 => boot::service(self, service == 0x18),
             0x1a => time::service(self),
             _ => Flow::Done,

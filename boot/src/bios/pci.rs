@@ -110,18 +110,21 @@ pub(super) fn service(c: &mut Call) -> Flow {
     Flow::Done
 }
 
-/// Get IRQ routing options: the slots of the $PIR table, at ES:DI's buffer header.
+/// Get IRQ routing options: the slots of the $PIR table, to where the header at ES:DI says. From
+/// protected mode it is refused: kernels read $PIR itself.
 fn routing(c: &mut Call) -> u8 {
     let Some(table) = crate::pir::build(&c.config.platform) else { return NOT_SUPPORTED };
     let slots = table.get(32..).unwrap_or_default();
-    // A word with the length, and a far pointer, of 16 or 48 bits.
-    let Some((header, wide)) = c.buffer() else { return NOT_SUPPORTED };
+    if c.is_latched() {
+        return NOT_SUPPORTED;
+    }
+    // A word with the length, and a far pointer.
+    let header = super::linear(c.r.es, c.r.di());
     let room = c.word(header);
     c.set_word(header, slots.len() as u16);
     if usize::from(room) < slots.len() {
         return BUFFER_TOO_SMALL;
     }
-    debug_assert!(!wide);
     let (offset, segment) = (c.word(header + 2), c.word(header + 4));
     c.host.write(super::linear(segment, offset), slots);
     // IRQs that only PCI uses.

@@ -75,6 +75,11 @@ fn chips(c: &mut Call) {
     c.set_cmos(0x0a, 0x26);
     c.set_cmos(0x0b, 0x02);
     c.cmos(0x0c);
+    // The I/O APIC has the number that the tables give it.
+    if let Some(apic) = c.config.platform.ioapic {
+        c.set_dword(apic.base.into(), 0);
+        c.set_dword(u64::from(apic.base) + 0x10, u32::from(apic.id) << 24);
+    }
 }
 
 fn vectors(c: &mut Call) {

@@ -2,18 +2,23 @@
 //!
 //! Code that belongs to the guest is made here with an assembler, at start-up, so that there is nothing to build
 //! beforehand. The lower half of the segment is free for the firmware tables ([`crate::tables::BIOS_WINDOW`]), 8000 to
-//! DFFF holds our code and tables, and above are the addresses that programs know: F000:FFF0 reset, F000:EC59 INT 13h
+//! DFFF holds our code and tables (fonts from A000 on), and above are the addresses that programs know: F000:FFF0 reset, F000:EC59 INT 13h
 //! for diskettes, F000:FA6E the 8x8 font and so on (IBM, Technical Reference of the AT).
 
 use anyhow::{Result, ensure};
 use iced_x86::code_asm::*;
 use iced_x86::{BlockEncoderOptions, IcedError};
 
-use super::{PORT, data, frame, int10, service};
+use super::{LATCH_PORT, PORT, data, frame, int10, service};
 
-/// Where our code begins, and where the known addresses do.
+/// Where code for real mode goes, code for protected mode, and fonts and other tables.
 const CODE: u16 = 0x8000;
-const KNOWN: u16 = 0xe000;
+const PROTECTED: u16 = 0x9800;
+const TABLES: u16 = 0xa000;
+/// Entries of APM and of the BIOS32 service directory, and where the latter is announced.
+pub(super) const APM16: u16 = 0xe048;
+pub(super) const APM32: u16 = PROTECTED;
+const BIOS32: u16 = 0xe080;
 /// An IRET.
 pub(super) const IRET: u16 = 0xff53;
 
@@ -68,8 +73,9 @@ impl Rom {
         let mut entries: Vec<(u16, CodeLabel)> = Vec::new();
         code(&mut a, &mut entries)?;
         let out = a.assemble_options(CODE.into(), BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
-        ensure!(out.inner.code_buffer.len() <= usize::from(KNOWN - CODE), "the BIOS's code does not fit");
+        ensure!(out.inner.code_buffer.len() <= usize::from(PROTECTED - CODE), "the BIOS's code does not fit");
         rom.put(CODE, &out.inner.code_buffer);
+        rom.protected()?;
         for (at, label) in &entries {
             let target = out.label_ip(label)? as u16;
             rom.put(*at, &near_jump(*at, target));
@@ -88,6 +94,45 @@ impl Rom {
         }
         rom.put(0xe000, b"bhyve-rs BIOS");
         Ok(rom)
+    }
+
+    /// The entries for 32-bit protected mode. APM's is the first; the segment that others are called in is not known,
+    /// so the code works at any address.
+    fn protected(&mut self) -> Result<()> {
+        let mut a = CodeAssembler::new(32)?;
+        latched(&mut a, service::APM)?;
+        let mut pci = a.create_label();
+        a.set_label(&mut pci)?;
+        latched(&mut a, service::PCI)?;
+        // The directory: which service EAX names is where.
+        let (mut directory, mut other, mut wrong) = (a.create_label(), a.create_label(), a.create_label());
+        a.set_label(&mut directory)?;
+        a.test(bl, bl)?;
+        a.jne(wrong)?;
+        a.cmp(eax, u32::from_le_bytes(*b"$PCI"))?;
+        a.jne(other)?;
+        a.mov(ebx, Rom::BASE as u32)?;
+        a.mov(ecx, Rom::LEN as u32)?;
+        a.lea(edx, dword_ptr(pci))?;
+        a.mov(al, 0u32)?;
+        a.retf()?;
+        a.set_label(&mut other)?;
+        a.mov(al, 0x80u32)?;
+        a.retf()?;
+        a.set_label(&mut wrong)?;
+        a.mov(al, 0x81u32)?;
+        a.retf()?;
+        let out = a.assemble_options(PROTECTED.into(), BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
+        ensure!(out.inner.code_buffer.len() <= usize::from(TABLES - PROTECTED), "the BIOS's code does not fit");
+        self.put(PROTECTED, &out.inner.code_buffer);
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(b"_32_");
+        let entry = Rom::BASE as u32 + out.label_ip(&directory)? as u32;
+        header[4..8].copy_from_slice(&entry.to_le_bytes());
+        header[9] = 1;
+        header[10] = header.iter().fold(0u8, |s, b| s.wrapping_add(*b)).wrapping_neg();
+        self.put(BIOS32, &header);
+        Ok(())
     }
 
     /// The whole image.
@@ -187,7 +232,11 @@ fn code(a: &mut CodeAssembler, entries: &mut Vec<(u16, CodeLabel)>) -> Result<()
     // A reset may only have been a way back from protected mode: the memory in use stays as it is.
     let entry = fresh_stack(a, data::EBDA_BASE, data::STACK, post)?;
     entries.push((POST, entry));
+    let mut apm = a.create_label();
+    a.set_label(&mut apm)?;
+    latched(a, service::APM)?;
     for (at, label) in [
+        (APM16, apm),
         (0xfea5, timer(a)?),
         (0xe987, keyboard(a, key)?),
         (0xe020, mouse_interrupt(a, mouse)?),
@@ -203,6 +252,52 @@ fn code(a: &mut CodeAssembler, entries: &mut Vec<(u16, CodeLabel)>) -> Result<()
         entries.push((at, label));
     }
     Ok(())
+}
+
+/// A far procedure of protected mode that hands its registers over through the latch, and takes the results from it.
+/// With function 05 of APM it sleeps first.
+fn latched(a: &mut CodeAssembler, service: u16) -> Result<(), IcedError> {
+    let (latch, control) = (u32::from(LATCH_PORT), u32::from(LATCH_PORT) - 1);
+    let mut failed = a.create_label();
+    a.pushfd()?;
+    if service == service::APM {
+        let mut awake = a.create_label();
+        a.cmp(al, 5u32)?;
+        a.jne(awake)?;
+        a.sti()?;
+        a.hlt()?;
+        a.set_label(&mut awake)?;
+    }
+    a.cli()?;
+    a.push(eax)?;
+    a.mov(al, 0u32)?;
+    a.out(control, al)?;
+    a.pop(eax)?;
+    a.out(latch, eax)?;
+    for register in [ebx, ecx, edx, esi, edi] {
+        a.mov(eax, register)?;
+        a.out(latch, eax)?;
+    }
+    a.mov(al, u32::from(service))?;
+    a.out(control, al)?;
+    a.in_(eax, latch)?;
+    a.push(eax)?;
+    for register in [ebx, ecx, edx, esi, edi] {
+        a.in_(eax, latch)?;
+        a.mov(register, eax)?;
+    }
+    a.in_(eax, latch)?;
+    a.test(al, 1u32)?;
+    a.jne(failed)?;
+    a.pop(eax)?;
+    a.popfd()?;
+    a.clc()?;
+    a.retf()?;
+    a.set_label(&mut failed)?;
+    a.pop(eax)?;
+    a.popfd()?;
+    a.stc()?;
+    a.retf()
 }
 
 /// Sets SS:SP and goes to `to` as INT would from here.
