@@ -29,6 +29,7 @@ pub mod platform;
 mod pvh;
 mod smbios;
 pub mod tables;
+pub mod video;
 
 pub use image::{DescriptorTable, Entry, Image, Mode, Piece, Registers, Segment};
 pub use kernel::{Layout, load};
