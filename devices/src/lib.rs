@@ -6,6 +6,7 @@
 //! screens come in as the backend traits of `emu`.
 
 pub mod storage;
+pub mod video;
 
 use emu::Model;
 
@@ -16,4 +17,5 @@ pub static MODELS: &[&Model] = &[
     &storage::ahci::AHCI,
     &storage::ahci::AHCI_HD,
     &storage::ahci::AHCI_CD,
+    &video::stdvga::MODEL,
 ];

@@ -16,6 +16,7 @@ use emu::{
 };
 
 mod ahci;
+mod display;
 mod ide;
 
 /// Steps of a stream before its state is taken over, and after.
@@ -36,6 +37,7 @@ const GUESTS: &[(&str, Guest)] = &[
     ("ahci", ahci::guest),
     ("ahci-hd", ahci::guest),
     ("ahci-cd", ahci::guest),
+    ("vga", display::guest),
 ];
 
 type Guest = fn(&mut Rng) -> Vec<Op>;
@@ -221,6 +223,8 @@ enum Op {
     /// Another medium of so many bytes.
     Medium(usize, usize),
     Frame(Vec<u8>),
+    /// At the screen.
+    Look,
     Reset(ResetKind),
 }
 
@@ -259,6 +263,7 @@ impl Op {
                 }
             }
             Op::Frame(frame) => rig.cell.event(Event::Frame(frame.clone())),
+            Op::Look => seen.extend(display::look(rig).to_le_bytes()),
             Op::Reset(kind) => rig.reset(*kind),
         }
         seen
@@ -349,6 +354,7 @@ models! {
     ahci: "ahci",
     ahci_hd: "ahci-hd",
     ahci_cd: "ahci-cd",
+    vga: "vga",
 }
 
 #[test]

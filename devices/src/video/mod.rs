@@ -1,0 +1,10 @@
+//! Display adapters.
+//!
+//! [`vga`] is the VGA itself, which every adapter here contains; an adapter adds its bus interface and its extensions.
+
+mod dispi;
+mod render;
+pub mod stdvga;
+#[cfg(test)]
+mod tests;
+mod vga;
