@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use boot::platform::{Pin, Platform};
-use emu::{BarKind, Bdf, Machine};
+use boot::video::{self, Mode, Port};
+use emu::{BarKind, Bdf, CpuBus, Machine};
 
 /// First port for BARs.
 const IO_BASE: u64 = 0xc000;
@@ -79,8 +80,35 @@ pub fn assign(machine: &Arc<Machine>, platform: &Platform) -> Result<()> {
         .chain(platform.pm.map(|p| p.sci))
         .map(|i| 1 << i)
         .fold(0, |a, b| a | b);
-    let mut bus = emu::CpuBus::new(machine.space.clone());
+    let mut bus = CpuBus::new(machine.space.clone());
     bus.pio_write(0x4d0, 1, u32::from(level & 0xff));
     bus.pio_write(0x4d1, 1, u32::from(level >> 8));
     Ok(())
+}
+
+/// Sets the VGA to mode 3 with an empty screen, as a kernel expects that is started without firmware.
+pub fn text_mode(machine: &Arc<Machine>) {
+    const BLANK: u64 = 0x0720_0720;
+    let mode = Mode::find(3).expect("a standard mode");
+    let mut bus = CpuBus::new(machine.space.clone());
+    ports(&mut bus, &mode.registers());
+    ports(&mut bus, &mode.dac());
+    ports(&mut bus, &video::FONT_OPEN);
+    for (n, dots) in video::glyphs(&video::FONT_8X16).chunks_exact(4).enumerate() {
+        bus.write(0xa_0000 + 4 * n as u64, 4, u32::from_le_bytes(dots.try_into().expect("4 bytes")).into());
+    }
+    ports(&mut bus, &video::font_close(mode.crtc_port()));
+    (0xb_8000..0xc_0000).step_by(4).for_each(|at| bus.write(at, 4, BLANK));
+    ports(&mut bus, &video::screen_on(mode.crtc_port()));
+}
+
+fn ports(bus: &mut CpuBus, ports: &[Port]) {
+    for port in ports {
+        match *port {
+            Port::In(port) => {
+                bus.pio_read(port, 1);
+            }
+            Port::Out(port, value) => bus.pio_write(port, 1, value.into()),
+        }
+    }
 }

@@ -10,6 +10,7 @@ mod log;
 mod plan;
 mod processor;
 mod remote;
+mod screenshot;
 mod script;
 mod state;
 mod vm;
@@ -27,7 +28,7 @@ use host::{EndSignal, Io};
 use serde_json::json;
 
 use crate::plan::Plan;
-use crate::remote::Verb;
+use crate::remote::{Reach, Verb};
 use crate::vm::{Connections, Ended, Handle, Instance, Order, Spec};
 use crate::watch::Watch;
 
@@ -295,7 +296,8 @@ fn start(spec: &Spec, node: &Node, plan: Plan, options: &RunOptions, dir: Option
     if let Some(file) = &options.restore {
         instance.paused().load(file)?;
     }
-    let server = dir.map(|dir| remote::serve(dir, node.text("name"), handle, facts)).transpose()?;
+    let reach = Reach { handle, facts, screen: instance.screen() };
+    let server = dir.map(|dir| remote::serve(dir, node.text("name"), reach)).transpose()?;
     let (ended, why) = instance.run(options.until);
     consoles.flush();
     host::restore_terminal();

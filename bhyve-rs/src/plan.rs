@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use boot::bios::DriveKind;
 use cfg::{Error, Key, Kind, Node, PciSlot, Problem};
 use devices::MODELS;
 use emu::backend::Disk;
-use emu::{Backends, Bdf, Class, Machine, Model, ParamKind, Params, Unit};
+use emu::{Backends, Bdf, Class, DeviceCell, Machine, Model, ParamKind, Params, Unit};
 use host::disk::{Image, ImageOptions};
 
 use crate::board;
@@ -21,6 +21,11 @@ use crate::board;
 const IDE: &str = "ide";
 /// Where CD-ROM drives go on its four units: to a cable of their own while there is room.
 const IDE_CDS: [usize; 4] = [2, 3, 1, 0];
+
+/// The adapter that is none.
+const NO_SCREEN: &str = "none";
+/// Where the adapter goes if it can.
+const SCREEN_SLOT: PciSlot = PciSlot { bus: 0, slot: 2, function: 0 };
 
 /// Whether a section can name models of a class.
 fn fits(section: &str, class: Class) -> bool {
@@ -56,8 +61,12 @@ fn is_boards(model: &Model) -> bool {
 
 /// The models that a section can name.
 pub fn words(section: &str) -> Vec<&'static str> {
-    let ide = matches!(section, "disk" | "cd").then_some(IDE);
-    ide.into_iter().chain(MODELS.iter().filter(|m| fits(section, m.class) && !is_boards(m)).map(|m| m.name)).collect()
+    let ours = match section {
+        "disk" | "cd" => Some(IDE),
+        "screen" => Some(NO_SCREEN),
+        _ => None,
+    };
+    ours.into_iter().chain(MODELS.iter().filter(|m| fits(section, m.class) && !is_boards(m)).map(|m| m.name)).collect()
 }
 
 /// The keys that a model brings.
@@ -74,6 +83,7 @@ struct Placed {
     closed: bool,
     units: Vec<Unit>,
     images: Vec<Option<Image>>,
+    rom: Option<Vec<u8>>,
 }
 
 /// A drive, for the BIOS.
@@ -84,6 +94,15 @@ pub struct Plugged {
     pub place: Option<(&'static Model, Bdf, usize)>,
     /// A handle on what is in it.
     pub disk: Option<Box<dyn Disk>>,
+}
+
+/// What others want to know of what was plugged in.
+#[derive(Default)]
+pub struct Peripherals {
+    /// The drives, each with a further handle on its disk.
+    pub drives: Vec<Plugged>,
+    /// The display adapter.
+    pub screen: Option<Arc<DeviceCell>>,
 }
 
 /// Everything that is plugged into a board.
@@ -129,6 +148,7 @@ impl Plan {
             closed: false,
             units: vec![Unit::None; IDE_CDS.len()],
             images: IDE_CDS.map(|_| None).into(),
+            rom: None,
         });
         Plan { board, placed: ide.into_iter().collect(), floppies: Vec::new() }
     }
@@ -140,6 +160,10 @@ impl Plan {
         let sections = [("disk", Unit::Disk), ("cd", Unit::Cd)];
         // Whoever names a slot comes before those that take what is free.
         for has_slot in [true, false] {
+            let screen = node.child("screen");
+            if screen.is_given("slot") == has_slot && screen.maybe("model").is_some_and(|m: &str| m != NO_SCREEN) {
+                errors.extend(plan.screen(screen, images).err());
+            }
             for (name, unit) in sections {
                 for drive in node.children(name).iter().filter(|d| d.is_given("slot") == has_slot) {
                     let image = if images { image(drive, unit) } else { Ok(None) };
@@ -162,6 +186,18 @@ impl Plan {
             }));
         }
         if errors.is_empty() { Ok(plan) } else { Err(errors) }
+    }
+
+    /// Adds the display adapter; with `files` it gets its ROM.
+    fn screen(&mut self, node: &Node, files: bool) -> Result<()> {
+        let usual = Some(SCREEN_SLOT).filter(|at| self.is_free(at.slot));
+        let put = Want::new(node).and_then(|want| self.put(Want { slot: want.slot.or(usual), ..want }));
+        let placed = put.map_err(|p| at_key(node, p))?;
+        if files && node.is_given("rom") {
+            let path = node.path("rom");
+            placed.rom = Some(std::fs::read(path).with_context(|| path.display().to_string())?);
+        }
+        Ok(())
     }
 
     /// Adds a disk of the machine's usual kind.
@@ -215,7 +251,7 @@ impl Plan {
         let units = if let Class::Storage { units, .. } = model.class { units } else { 0 };
         let images = (0..units).map(|_| None).collect();
         let units = vec![Unit::None; units];
-        self.placed.push(Placed { model, bdf, params: want.params, closed: want.closed, units, images });
+        self.placed.push(Placed { model, bdf, params: want.params, closed: want.closed, units, images, rom: None });
         Ok(self.placed.last_mut().expect("just put in"))
     }
 
@@ -223,29 +259,33 @@ impl Plan {
         slot > 0 && slot < 32 && slot != self.board.isa_bridge && self.placed.iter().all(|p| p.bdf.dev != slot)
     }
 
-    /// Plugs everything in. What stands at controllers' units, with a further handle on each disk, is for the BIOS.
+    /// Plugs everything in.
     ///
     /// # Errors
     /// What a device says, or the host has no threads for the disks.
-    pub fn plug(self, machine: &Arc<Machine>) -> Result<Vec<Plugged>> {
+    pub fn plug(self, machine: &Arc<Machine>) -> Result<Peripherals> {
         let ram = machine.space.ram();
-        let mut plugged = Vec::new();
+        let mut plugged = Peripherals::default();
         for image in self.floppies {
             let disk = image.map(|i| i.attach(ram)).transpose()?;
-            plugged.push(Plugged { kind: DriveKind::Floppy, place: None, disk });
+            plugged.drives.push(Plugged { kind: DriveKind::Floppy, place: None, disk });
         }
         for p in self.placed {
             let disks: Vec<Option<Box<dyn Disk>>> =
                 p.images.into_iter().map(|i| i.map(|i| i.attach(ram)).transpose()).collect::<Result<_>>()?;
             let units = p.units.iter().zip(&disks).enumerate().filter(|(_, (kind, _))| **kind != Unit::None);
-            plugged.extend(units.map(|(unit, (kind, disk))| Plugged {
+            plugged.drives.extend(units.map(|(unit, (kind, disk))| Plugged {
                 kind: if *kind == Unit::Cd { DriveKind::Cd } else { DriveKind::Disk },
                 place: Some((p.model, p.bdf, unit)),
                 disk: disk.as_ref().map(|d| d.share()),
             }));
             let name = format!("{}@{}", p.model.name, p.bdf);
-            let backends = Backends { disks, units: p.units, ..Backends::default() };
-            machine.plug(p.model, &name, Some(p.bdf), &p.params, backends).map_err(|e| anyhow!("{name}: {e}"))?;
+            let backends = Backends { disks, units: p.units, rom: p.rom, ..Backends::default() };
+            let cell = machine.plug(p.model, &name, Some(p.bdf), &p.params, backends);
+            let cell = cell.map_err(|e| anyhow!("{name}: {e}"))?;
+            if p.model.class == Class::Display {
+                plugged.screen = Some(cell);
+            }
         }
         Ok(plugged)
     }

@@ -146,7 +146,7 @@ mod tests {
     }
 
     fn read(settings: &[&str]) -> Result<Model, String> {
-        let node = crate::config::from_settings(&[&["name=x"], settings].concat(), true).map_err(|e| e.to_string())?;
+        let node = crate::config::from_settings(&[&["name=x"], settings].concat()).map_err(|e| e.to_string())?;
         Ok(model(&node).expect("checked"))
     }
 

@@ -5,15 +5,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
+use emu::DeviceCell;
 use host::control::{self, CallError, Members, Reply, Request, Server};
 use serde_json::{Value, json};
 
-use crate::SUCCESS;
 use crate::vm::{Ended, Handle, Order, Status};
+use crate::{SUCCESS, screenshot};
 
 /// How long a machine may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -70,6 +72,17 @@ pub enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Put what is on a machine's screen into a file.
+    Screenshot {
+        #[command(flatten)]
+        target: Target,
+        /// The characters of a text screen, to standard output if there is no -o.
+        #[arg(long)]
+        text: bool,
+        /// The file [default: the machine's name with .png, in this directory].
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Wait until a machine ends, and exit as it does.
     Wait {
         #[command(flatten)]
@@ -103,6 +116,9 @@ impl Verb {
                 }
                 Ok(SUCCESS)
             }
+            Verb::Screenshot { target, text, output } => {
+                take_screenshot(&target.socket(dir)?, *text, output.as_deref())
+            }
             Verb::Wait { target } => {
                 let results = call(&target.socket(dir)?, "wait", None)?;
                 let status = results.get("status").and_then(Value::as_u64);
@@ -128,13 +144,43 @@ impl Target {
 }
 
 fn call(socket: &Path, verb: &str, limit: Option<Duration>) -> Result<Members> {
-    control::call(socket, verb, &Members::new(), limit).map_err(|e| match e {
+    call_with(socket, verb, Members::new(), limit)
+}
+
+fn call_with(socket: &Path, verb: &str, args: Members, limit: Option<Duration>) -> Result<Members> {
+    control::call(socket, verb, &args, limit).map_err(|e| match e {
         CallError::NotRunning(_) => {
-            let name = socket.file_stem().unwrap_or_default().to_string_lossy();
-            anyhow!("no machine {name:?} is running (there is no control socket {})", socket.display())
+            anyhow!("no machine {:?} is running (there is no control socket {})", name_of(socket), socket.display())
         }
         e => e.into(),
     })
+}
+
+/// The machine that a socket belongs to.
+fn name_of(socket: &Path) -> String {
+    socket.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn argument(name: &str, value: impl Into<Value>) -> Members {
+    Members::from_iter([(name.to_owned(), value.into())])
+}
+
+/// The machine's own process writes a picture, so its path must not depend on where that runs.
+fn take_screenshot(socket: &Path, text: bool, output: Option<&Path>) -> Result<u8> {
+    if text {
+        let results = call_with(socket, "screenshot", argument("text", true), Some(PATIENCE))?;
+        let text = results.get("text").and_then(Value::as_str).unwrap_or_default();
+        match output {
+            Some(path) => std::fs::write(path, text).with_context(|| path.display().to_string())?,
+            None => print!("{text}"),
+        }
+    } else {
+        let name = format!("{}.png", name_of(socket));
+        let path = std::path::absolute(output.unwrap_or(Path::new(&name))).context("no path for the picture")?;
+        let path = path.to_str().ok_or_else(|| anyhow!("{}: the path is not UTF-8", path.display()))?;
+        call_with(socket, "screenshot", argument("path", path), Some(PATIENCE))?;
+    }
+    Ok(SUCCESS)
 }
 
 fn stop(socket: &Path, limit: Duration) -> Result<u8> {
@@ -169,13 +215,23 @@ fn show(status: &Members) -> String {
     out
 }
 
-/// The machine's end of its control socket. `facts` are the members of its status that do not change.
+/// What the verbs reach of a machine.
+pub struct Reach {
+    /// Its orders.
+    pub handle: Handle,
+    /// The members of its status that do not change.
+    pub facts: Members,
+    /// Its display adapter.
+    pub screen: Option<Arc<DeviceCell>>,
+}
+
+/// The machine's end of its control socket.
 ///
 /// # Errors
 /// When a machine of the name is running already, and whatever the system says.
-pub fn serve(dir: &Path, name: &str, handle: Handle, facts: Members) -> Result<Server> {
+pub fn serve(dir: &Path, name: &str, reach: Reach) -> Result<Server> {
     control::make_run_dir(dir)?;
-    Server::start(&control::socket_path(dir, name), move |request| answer(request, &handle, &facts))
+    Server::start(&control::socket_path(dir, name), move |request| reach.answer(request))
 }
 
 /// What `wait` is told.
@@ -187,28 +243,52 @@ pub fn results(ended: Option<Ended>) -> Members {
     members
 }
 
-fn answer(request: &Request, handle: &Handle, facts: &Members) -> Reply {
-    if let Some(unknown) = request.args.keys().next() {
-        return Reply::Failed(format!("{} takes no argument {unknown:?}", request.verb));
-    }
-    let order = match request.verb.as_str() {
-        "stop" => Order::PowerButton,
-        "kill" => Order::Kill,
-        "reset" => Order::Reset,
-        "pause" => Order::Pause,
-        "resume" => Order::Resume,
-        "status" => Order::Query,
-        "wait" => return Reply::AtEnd,
-        other => {
-            return Reply::Failed(format!(
-                "unknown verb {other:?}; there are stop, kill, reset, pause, resume, status, wait"
-            ));
+/// The verbs of the control socket, and the arguments that they take.
+const VERBS: [(&str, &[&str]); 8] = [
+    ("stop", &[]),
+    ("kill", &[]),
+    ("reset", &[]),
+    ("pause", &[]),
+    ("resume", &[]),
+    ("status", &[]),
+    ("screenshot", &["text", "path"]),
+    ("wait", &[]),
+];
+
+impl Reach {
+    fn answer(&self, request: &Request) -> Reply {
+        let Some((verb, takes)) = VERBS.into_iter().find(|(verb, _)| *verb == request.verb) else {
+            let verbs = VERBS.map(|(verb, _)| verb).join(", ");
+            return Reply::Failed(format!("unknown verb {:?}; there are {verbs}", request.verb));
+        };
+        if let Some(unknown) = request.args.keys().find(|key| !takes.contains(&key.as_str())) {
+            return Reply::Failed(format!("{verb} takes no argument {unknown:?}"));
         }
-    };
-    match handle.ask(order) {
-        Ok(status) if order == Order::Query => Reply::Done(members(facts, status)),
-        Ok(_) => Reply::Done(Members::new()),
-        Err(why) => Reply::Failed(why),
+        let order = match verb {
+            "stop" => Order::PowerButton,
+            "kill" => Order::Kill,
+            "reset" => Order::Reset,
+            "pause" => Order::Pause,
+            "resume" => Order::Resume,
+            "status" => Order::Query,
+            "screenshot" => return self.screenshot(&request.args).map_or_else(Reply::Failed, Reply::Done),
+            _ => return Reply::AtEnd,
+        };
+        match self.handle.ask(order) {
+            Ok(status) if order == Order::Query => Reply::Done(members(&self.facts, status)),
+            Ok(_) => Reply::Done(Members::new()),
+            Err(why) => Reply::Failed(why),
+        }
+    }
+
+    fn screenshot(&self, args: &Members) -> Result<Members, String> {
+        match (args.get("text"), args.get("path")) {
+            (Some(Value::Bool(true)), None) => Ok(argument("text", screenshot::text(self.screen.as_ref())?)),
+            (None, Some(Value::String(path))) if Path::new(path).is_absolute() => {
+                screenshot::png(self.screen.as_ref(), Path::new(path)).map(|()| Members::new())
+            }
+            _ => Err("screenshot takes either \"text\": true or a \"path\", which is absolute".to_owned()),
+        }
     }
 }
 

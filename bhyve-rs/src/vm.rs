@@ -21,7 +21,7 @@ use lpc::Ns16550;
 use crate::bios;
 use crate::board::{self, Board};
 use crate::firmware;
-use crate::plan::Plan;
+use crate::plan::{Peripherals, Plan};
 use crate::processor::LOW_LIMIT;
 use crate::state::Paused;
 use crate::watch::Watch;
@@ -191,6 +191,8 @@ pub struct Instance {
     runner: Runner,
     gate: Arc<Gate>,
     board: Board,
+    /// The display adapter.
+    screen: Option<Arc<DeviceCell>>,
     serial: Vec<Arc<DeviceCell>>,
     platform: Platform,
     start: Started,
@@ -265,7 +267,7 @@ impl Instance {
             spec.memory,
             spec.board.name
         );
-        let drives = plan.plug(&machine)?;
+        let Peripherals { drives, screen } = plan.plug(&machine)?;
         let ports: Vec<IsaPort> = COM[..serial.len().min(4)].to_vec();
         if let Some(steps) = script {
             let com1 = serial.first_mut().and_then(Option::as_mut).context("a script needs a console at COM1")?;
@@ -293,7 +295,7 @@ impl Instance {
             Start::Kernel(k) => {
                 pieces.extend(boot::tables::bios_data(&platform));
                 let long_mode = spec.model.has(Feature::Lm);
-                let layout = Layout { map: &map, rsdp: tables.rsdp, vga_text: false, long_mode };
+                let layout = Layout { map: &map, rsdp: tables.rsdp, vga_text: screen.is_some(), long_mode };
                 let image = boot::load(&k.bytes, k.initrd.as_deref(), &k.args, &layout);
                 Started::Kernel(Box::new(image.with_context(|| k.name.clone())?))
             }
@@ -327,6 +329,7 @@ impl Instance {
             runner,
             gate,
             board,
+            screen,
             serial: uarts,
             platform,
             start,
@@ -349,6 +352,9 @@ impl Instance {
         self.machine.reset(kind);
         self.runner.with_vcpus(|v| v.reset());
         firmware::assign(&self.machine, &self.platform)?;
+        if self.screen.is_some() && matches!(self.start, Started::Kernel(_)) {
+            firmware::text_mode(&self.machine);
+        }
         let image = match &self.start {
             Started::Kernel(image) => image,
             // It starts where the processor does.
@@ -392,6 +398,11 @@ impl Instance {
     /// The machine as something to save or load; it must be paused.
     pub fn paused(&self) -> Paused<'_> {
         Paused { machine: &self.machine, runner: &self.runner, shape: &self.shape }
+    }
+
+    /// The cell of the display adapter.
+    pub fn screen(&self) -> Option<Arc<DeviceCell>> {
+        self.screen.clone()
     }
 
     /// Runs until the machine ends, or its processors have executed `until` instructions: then there is no way in which it

@@ -209,7 +209,14 @@ const SCREEN: Section = Section {
     name: "screen",
     help: "the display adapter",
     keys: &[
-        key("model", Kind::Named("screen"), None, "adapter; by default the profile's"),
+        key("model", Kind::Named("screen"), None, "adapter, or none; by default the profile's"),
+        key(
+            "backend",
+            Kind::Choice(&["none", "terminal"]),
+            Some("none"),
+            "who looks at it: terminal shows its text where bhyve-rs was started, and types there",
+        ),
+        key("rom", READABLE, None, "the adapter's BIOS, for external firmware"),
         key("vnc", Kind::Address, None, "TCP address of the VNC server"),
         SLOT,
     ],
