@@ -303,10 +303,14 @@ impl Device for Ahci {
     fn event(&mut self, event: Event) {
         match event {
             Event::Done(completion) => {
-                if let Some(port) = self.ports.get_mut(drive_of_tag(completion.tag)) {
-                    port.done(completion, &self.dma);
+                let port = self.ports.get_mut(drive_of_tag(completion.tag));
+                if let Some(drive) = port.and_then(|p| p.drive.as_mut()) {
+                    drive.done(completion);
                 }
+                return;
             }
+            // One frame tells of all queued commands that ended.
+            Event::AllDone => self.ports.iter_mut().for_each(|port| port.run(&self.dma)),
             Event::Medium(n) => {
                 if let Some(port) = self.ports.get_mut(n) {
                     port.medium_changed(&self.dma);

@@ -8,7 +8,6 @@
 //! A step takes up to [`PIECES`] descriptors. A drive that needs more waits for the disk in between, so that no command,
 //! however it is scattered, holds up the machine.
 
-use emu::backend::Completion;
 use emu::{DmaMem, IoVec};
 use serde::{Deserialize, Serialize};
 
@@ -39,16 +38,15 @@ const SDBS: u32 = 1 << 3;
 /// The link came up, and the link's state changed: both follow PxSERR.
 const PCS: u32 = 1 << 6;
 const PRCS: u32 = 1 << 22;
-/// More data than memory; a frame that is none; memory that is none; the drive's error; the drive came or went.
+/// More data than memory; a frame that is none; memory that is none; the drive's error.
 const OFS: u32 = 1 << 24;
 const IFS: u32 = 1 << 27;
 const HBFS: u32 = 1 << 29;
 const TFES: u32 = 1 << 30;
-const CPDS: u32 = 1 << 31;
 /// The bits of PxIE that exist.
 const INTERRUPTS: u32 = 0xfdc0_00ff;
 
-/// PxCMD.
+/// PxCMD. POD is fixed: where software may clear it (CPD), Linux does and never sets it again.
 const ST: u32 = 1 << 0;
 const SUD: u32 = 1 << 1;
 const POD: u32 = 1 << 2;
@@ -58,7 +56,6 @@ const FR: u32 = 1 << 14;
 const CR: u32 = 1 << 15;
 const CPS: u32 = 1 << 16;
 const HPCP: u32 = 1 << 18;
-const CPD: u32 = 1 << 20;
 const ATAPI: u32 = 1 << 24;
 const DLAE: u32 = 1 << 25;
 
@@ -179,7 +176,7 @@ impl Default for PortState {
             fb: 0,
             is: 0,
             ie: 0,
-            cmd: SUD | POD,
+            cmd: SUD,
             tfd: NO_STATUS,
             sig: NO_SIGNATURE,
             ssts: 0,
@@ -247,7 +244,7 @@ impl Port {
             reg::CMD => {
                 let on = |bit: u32, shown: u32| if s.cmd & bit != 0 { shown } else { 0 };
                 let there = if self.present() { CPS } else { 0 };
-                s.cmd | on(ST, CR) | on(FRE, FR) | there | HPCP | CPD | u32::from(s.current.unwrap_or(0)) << 8
+                s.cmd | on(ST, CR) | on(FRE, FR) | there | POD | HPCP | u32::from(s.current.unwrap_or(0)) << 8
             }
             reg::TFD => s.tfd,
             reg::SIG => s.sig,
@@ -285,7 +282,7 @@ impl Port {
 
     fn write_command(&mut self, value: u32, dma: &DmaMem) {
         let old = self.s.cmd;
-        let new = value & (ST | SUD | POD | FRE | ATAPI | DLAE);
+        let new = value & (ST | SUD | FRE | ATAPI | DLAE);
         self.s.cmd = new;
         let (rose, fell) = (new & !old, old & !new);
         if fell & ST != 0 {
@@ -294,10 +291,7 @@ impl Port {
         if value & CLO != 0 && new & ST == 0 {
             self.s.tfd &= !u32::from(BSY | DRQ);
         }
-        if fell & POD != 0 {
-            self.link_down();
-        }
-        if rose & (POD | SUD) != 0 && !self.online() {
+        if rose & SUD != 0 && !self.online() {
             self.link_up(dma);
         }
         if rose & FRE != 0 {
@@ -335,7 +329,7 @@ impl Port {
     /// The drive, if there is one, comes out of its reset and tells what it is.
     fn link_up(&mut self, dma: &DmaMem) {
         self.s.tfd = NO_STATUS;
-        if !self.present() || self.s.cmd & (POD | SUD) != POD | SUD || self.s.sctl & 15 != 0 {
+        if !self.present() || self.s.cmd & SUD == 0 || self.s.sctl & 15 != 0 {
             return;
         }
         let allowed = match self.s.sctl >> 4 & 15 {
@@ -374,7 +368,6 @@ impl Port {
         {
             return drive.medium_changed();
         }
-        self.s.is |= CPDS;
         self.link_down();
         self.link_up(dma);
     }
@@ -407,18 +400,9 @@ impl Port {
         self.s.halted = true;
     }
 
-    /// The disk's answer.
-    pub fn done(&mut self, completion: Completion, dma: &DmaMem) {
-        let Some(drive) = &mut self.drive else { return };
-        drive.done(completion);
-        if self.s.current.is_some() && !self.s.halted {
-            self.proceed(dma);
-        }
-        self.run(dma);
-    }
-
-    /// Issues commands as long as the drive takes them.
-    fn run(&mut self, dma: &DmaMem) {
+    /// Goes on with the current command and with those in the queue, and issues others as long as the drive takes them.
+    pub fn run(&mut self, dma: &DmaMem) {
+        self.proceed(dma);
         for _ in 0..=32 {
             self.serve_queue(dma);
             let busy = self.s.tfd & u32::from(BSY | DRQ) != 0;
