@@ -42,6 +42,8 @@ const NOT_YET: [&str; 1] = ["nic"];
 
 /// 1 January 2026, when nothing real may show.
 const FIXED_START: i64 = 1_767_225_600;
+/// A seed other than 0 starts the RTC within so many seconds after that: ten years.
+const START_RANGE: u64 = 315_360_000;
 
 /// Reads and checks a file with settings from the command line on top.
 ///
@@ -154,6 +156,9 @@ fn bios_options(node: &Node) -> boot::bios::Options {
 /// What the configuration asks for and this version cannot do.
 pub fn spec(node: &Node, start: Start, plain: bool) -> Result<Spec> {
     let instruction_clock = node.text("clock") == "instructions";
+    // Seed 0 makes a machine like any other of its name.
+    let seed = if instruction_clock { node.int("seed") as u64 } else { 0 };
+    let start = if seed == 0 { 0 } else { emu::derive(seed, "rtc") % START_RANGE };
     Ok(Spec {
         cpus: node.int("cpus") as u32,
         memory: node.size("memory").next_multiple_of(4096),
@@ -161,8 +166,9 @@ pub fn spec(node: &Node, start: Start, plain: bool) -> Result<Spec> {
         model: processor::model(node).map_err(Errors)?,
         plain,
         instruction_clock,
-        rtc_start: if instruction_clock { FIXED_START } else { now() },
-        uuid: node.maybe::<[u8; 16]>("uuid").unwrap_or_else(|| name_uuid(node.text("name"))),
+        seed,
+        rtc_start: if instruction_clock { FIXED_START + start as i64 } else { now() },
+        uuid: node.maybe::<[u8; 16]>("uuid").unwrap_or_else(|| name_uuid(node.text("name"), seed)),
         acpi: node.child("acpi").bool("enabled"),
         stay: false,
         start,
@@ -245,10 +251,12 @@ pub fn consoles(
     Ok(consoles)
 }
 
-/// A UUID that stays with a name: FNV-1a over it, twice, in the form of a version 8 UUID (RFC 9562).
-fn name_uuid(name: &str) -> [u8; 16] {
-    let hash = |seed: u64| {
-        name.bytes().fold(seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)).to_be_bytes()
+/// A UUID that stays with a name and a seed: FNV-1a over them, twice, in the form of a version 8 UUID (RFC 9562).
+fn name_uuid(name: &str, seed: u64) -> [u8; 16] {
+    let salt = if seed == 0 { String::new() } else { format!("\0{seed}") };
+    let hash = |basis: u64| {
+        let bytes = name.bytes().chain(salt.bytes());
+        bytes.fold(basis, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)).to_be_bytes()
     };
     let (a, b) = (hash(0xcbf2_9ce4_8422_2325), hash(0x6c62_272e_07bb_0142));
     let mut uuid = [0; 16];
@@ -265,9 +273,31 @@ mod tests {
 
     #[test]
     fn a_name_has_one_uuid_and_another_name_has_another() {
-        assert_eq!(name_uuid("fw1"), name_uuid("fw1"));
-        assert_ne!(name_uuid("fw1"), name_uuid("fw2"));
-        assert_eq!(name_uuid("x")[6] >> 4, 8);
+        assert_eq!(name_uuid("fw1", 0), name_uuid("fw1", 0));
+        assert_ne!(name_uuid("fw1", 0), name_uuid("fw2", 0));
+        assert_eq!(name_uuid("x", 0)[6] >> 4, 8);
+    }
+
+    #[test]
+    fn a_seed_makes_another_machine_when_instructions_drive_the_clock_and_only_then() {
+        let spec = |words: &[&str]| {
+            let node = from_settings(words, true).unwrap();
+            let kernel = Kernel { name: String::new(), bytes: Vec::new(), initrd: None, args: String::new() };
+            let spec = spec(&node, kernel, false).unwrap();
+            (spec.seed, spec.rtc_start, spec.uuid)
+        };
+        let (plain, zero) = (spec(&["name=x"]), spec(&["name=x", "clock=instructions"]));
+        assert_eq!((zero.0, zero.1, zero.2), (0, FIXED_START, plain.2));
+        let one = spec(&["name=x", "clock=instructions", "seed=1"]);
+        assert_eq!(one, spec(&["name=x", "clock=instructions", "seed=1"]));
+        let two = spec(&["name=x", "clock=instructions", "seed=2"]);
+        assert!(one.1 != two.1 && one.2 != two.2 && one.1 != zero.1 && one.2 != zero.2);
+        let real = spec(&["name=x", "seed=1"]);
+        assert_eq!((real.0, real.2), (0, plain.2));
+        assert_eq!(
+            spec(&["name=x", "clock=instructions", "seed=1", "uuid=00000000-0000-0000-0000-000000000007"]).2[15],
+            7
+        );
     }
 
     #[test]

@@ -11,7 +11,8 @@ use boot::{Image, Layout, MemoryMap};
 use cpu::Feature;
 use emu::backend::Chardev;
 use emu::{
-    AddressSpace, Backends, Backing, Clock, DeviceCell, Event, Machine, Ram, RamAddr, ResetKind, Rights, SystemEvent,
+    AddressSpace, Backends, Backing, Clock, DeviceCell, Event, Machine, Ram, RamAddr, Random, ResetKind, Rights,
+    SystemEvent,
 };
 use host::console::{Nothing, Script, Step};
 use host::{Gate, Io, IoThread};
@@ -68,6 +69,8 @@ pub struct Spec {
     pub plain: bool,
     /// Executed instructions drive the clock.
     pub instruction_clock: bool,
+    /// What random numbers start from, then.
+    pub seed: u64,
     /// Seconds since 1970 at power-on.
     pub rtc_start: i64,
     /// SMBIOS UUID.
@@ -248,6 +251,8 @@ impl Instance {
             watch.attach(&space, &clock);
         }
         let machine = Machine::new(space, clock);
+        let random = if spec.instruction_clock { Random::seeded(spec.seed) } else { Random::host()? };
+        machine.set_random(random);
         let config = VmConfig { cpus: spec.cpus, model: spec.model.clone(), plain: spec.plain };
         let vm = hypervisor.create(&machine, &config)?;
         let parts = board::Parts {

@@ -39,7 +39,7 @@ pub static MACHINE: Section = Section {
             "seed",
             Kind::Int { min: 0, max: i64::MAX },
             Some("0"),
-            "start of everything random if clock = instructions",
+            "start of everything random (numbers, date, UUID, MACs) if clock = instructions",
         ),
     ],
     sections: &[BOOT, DISK, CD, FLOPPY, NIC, SERIAL, CPU, ACPI, SCREEN, QUIRKS, AUTOSTART, VARS],

@@ -17,6 +17,7 @@ use crate::dma::DmaMem;
 use crate::irq::{IrqLine, MsiSink, NoMsi};
 use crate::pci::{Bar, BarKind, Bdf, Msi, Msix, PciBus, PciFunction, PciIds, Pin};
 use crate::ram::RamBlock;
+use crate::random::Random;
 use crate::space::{Access, AddressSpace, Backing, Doorbell, RegionId, Rights, Widths};
 
 /// What happened to a device, other than a guest's access.
@@ -497,6 +498,7 @@ pub struct Machine {
     isa_irqs: Mutex<Vec<IrqLine>>,
     msi: OnceLock<Arc<dyn MsiSink>>,
     parts: Mutex<Vec<Arc<dyn DeviceState>>>,
+    random: OnceLock<Arc<Random>>,
     system: OnceLock<SystemHook>,
 }
 
@@ -510,6 +512,7 @@ impl Machine {
             isa_irqs: Mutex::default(),
             msi: OnceLock::new(),
             parts: Mutex::default(),
+            random: OnceLock::new(),
             system: OnceLock::new(),
         })
     }
@@ -537,6 +540,17 @@ impl Machine {
     /// Where message-signalled interrupts go.
     pub fn msi(&self) -> Arc<dyn MsiSink> {
         self.msi.get().cloned().unwrap_or_else(|| Arc::new(NoMsi))
+    }
+
+    /// Where random numbers come from, set once; part of the machine from then on.
+    pub fn set_random(&self, random: Arc<Random>) {
+        self.add_part(random.clone());
+        let _ = self.random.set(random);
+    }
+
+    /// Where random numbers come from; when nobody said, from seed 0.
+    pub fn random(&self) -> Arc<Random> {
+        self.random.get_or_init(|| Random::seeded(0)).clone()
     }
 
     /// Who hears [`Machine::request`], set once. The hook must only pass the event on.

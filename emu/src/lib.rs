@@ -21,6 +21,7 @@ mod dma;
 mod irq;
 mod pci;
 mod ram;
+mod random;
 mod space;
 
 pub use backend::Unit;
@@ -36,6 +37,7 @@ pub use dma::{DmaMem, IoVec};
 pub use irq::{IrqLine, IrqSink, MsiSink, NoMsi};
 pub use pci::{Bar, BarKind, Bdf, Msi, Msix, PciBus, PciConfig, PciFunction, PciIds, Pin, Routing};
 pub use ram::{PAGE_SIZE, Ram, RamAddr, RamBlock};
+pub use random::{Random, derive};
 pub use space::{
     Access, AddressSpace, Backing, Doorbell, FlatRange, Map, MapListener, PortRange, RegionId, Rights, Target, Watch,
     Widths,
