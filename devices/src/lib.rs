@@ -7,6 +7,7 @@
 
 pub mod storage;
 pub mod video;
+pub mod virtio;
 
 use emu::Model;
 
@@ -18,4 +19,5 @@ pub static MODELS: &[&Model] = &[
     &storage::ahci::AHCI_HD,
     &storage::ahci::AHCI_CD,
     &video::stdvga::MODEL,
+    &virtio::blk::MODEL,
 ];

@@ -1,0 +1,8 @@
+//! A driver for the devices, of either age, and what it finds.
+
+mod blk;
+mod driver;
+mod racing;
+mod transport;
+
+use driver::*;
