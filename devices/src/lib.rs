@@ -20,4 +20,5 @@ pub static MODELS: &[&Model] = &[
     &storage::ahci::AHCI_CD,
     &video::stdvga::MODEL,
     &virtio::blk::MODEL,
+    &virtio::net::MODEL,
 ];

@@ -2,6 +2,7 @@
 
 mod blk;
 mod driver;
+mod net;
 mod racing;
 mod transport;
 

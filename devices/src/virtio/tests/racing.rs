@@ -150,3 +150,10 @@ fn whatever_a_guest_does_to_a_disk_it_is_saved_and_reset() {
         stream(WAYS[case as usize % 4], |via| disk_rig(via, &[]).0, case + 1);
     }
 }
+
+#[test]
+fn whatever_a_guest_does_to_a_network_card_it_is_saved_and_reset() {
+    for case in 0..fuzz_cases() {
+        stream(WAYS[case as usize % 4], |via| net::rig(via).0, case + 1);
+    }
+}
