@@ -18,6 +18,7 @@ use emu::{
 mod ahci;
 mod display;
 mod ide;
+mod virtio;
 
 /// Steps of a stream before its state is taken over, and after.
 const BEFORE: usize = 600;
@@ -38,6 +39,8 @@ const GUESTS: &[(&str, Guest)] = &[
     ("ahci-hd", ahci::guest),
     ("ahci-cd", ahci::guest),
     ("vga", display::guest),
+    ("virtio-blk", virtio::guest),
+    ("virtio-net", virtio::guest),
 ];
 
 type Guest = fn(&mut Rng) -> Vec<Op>;
@@ -355,6 +358,8 @@ models! {
     ahci_hd: "ahci-hd",
     ahci_cd: "ahci-cd",
     vga: "vga",
+    virtio_blk: "virtio-blk",
+    virtio_net: "virtio-net",
 }
 
 #[test]
