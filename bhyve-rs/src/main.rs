@@ -209,6 +209,7 @@ fn demo(options: &RunOptions) -> Result<u8> {
         spec.rtc_start = config::now();
         let mut plan = Plan::new(spec.board);
         plan.disk("ide", demo_disk())?;
+        plan.nic("virtio-net", "demo")?;
         // Its power-off is the demo's success.
         Ok(match start(&spec, &node, plan, options, None)? {
             None | Some(Ended::PowerOff) => SUCCESS,

@@ -172,7 +172,7 @@ impl Plan {
                 }
             }
             for nic in node.children("nic").iter().filter(|d| d.is_given("slot") == has_slot) {
-                let put = Want::new(nic).and_then(|want| plan.put(want).map(|_| ()));
+                let put = Want::new(nic).and_then(|want| plan.card(want, node.text("name")));
                 errors.extend(put.err().map(|p| at_key(nic, p).into()));
             }
         }
@@ -203,6 +203,19 @@ impl Plan {
     /// Adds a disk of the machine's usual kind.
     pub fn disk(&mut self, model: &str, image: Image) -> Result<()> {
         self.drive(Want { model, ..Want::default() }, Unit::Disk, Some(image)).map_err(|p| anyhow!("{}", p.message))
+    }
+
+    /// Adds a network card to a machine of this name. Nothing is connected to it.
+    pub fn nic(&mut self, model: &str, machine: &str) -> Result<()> {
+        self.card(Want { model, ..Want::default() }, machine).map_err(|p| anyhow!("{}", p.message))
+    }
+
+    fn card(&mut self, want: Want, machine: &str) -> Result<(), Problem> {
+        let card = self.put(want)?;
+        if card.params.get("mac").is_none() {
+            card.params.set("mac", &mac(machine, card.bdf));
+        }
+        Ok(())
     }
 
     fn drive(&mut self, want: Want, unit: Unit, image: Option<Image>) -> Result<(), Problem> {
@@ -316,6 +329,14 @@ fn at_key(node: &Node, problem: Problem) -> Error {
     node.error(if node.is_given("slot") { "slot" } else { "model" }, problem)
 }
 
+/// An Ethernet address that stays with a machine's name and the slot: bhyve's prefix and FNV-1a over both.
+fn mac(machine: &str, bdf: Bdf) -> String {
+    let place = bdf.to_string();
+    let hash = |h: u32, b: u8| (h ^ u32::from(b)).wrapping_mul(0x0100_0193);
+    let [_, a, b, c] = machine.bytes().chain([0]).chain(place.bytes()).fold(0x811c_9dc5, hash).to_be_bytes();
+    format!("00:a0:98:{a:02x}:{b:02x}:{c:02x}")
+}
+
 /// What is in a drive.
 fn image(drive: &Node, unit: Unit) -> Result<Option<Image>> {
     let options = match unit {
@@ -335,6 +356,11 @@ pub fn check(node: &Node) -> Vec<Error> {
         }
         if disk.text("cache") == "none" {
             errors.push(disk.error("cache", say("not in this version yet", "writeback, writethrough")));
+        }
+    }
+    for nic in node.children("nic") {
+        if nic.text("backend") != "none" {
+            errors.push(nic.error("backend", say("this version has network cards without a cable only", "none")));
         }
     }
     let planned = Plan::of(node, false).err().unwrap_or_default();

@@ -410,6 +410,11 @@ impl Params {
         Params(values.into_iter().map(|(k, v)| (k.into(), v.into())).collect())
     }
 
+    /// Gives a value, in place of an earlier one.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.0.insert(name.to_owned(), value.to_owned());
+    }
+
     /// The value, unless it is missing or empty.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|v| !v.is_empty())
