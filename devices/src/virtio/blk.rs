@@ -376,9 +376,7 @@ impl Function for Blk {
     }
 
     fn reset(&mut self) {
-        if self.s.requests.iter().any(Option::is_some) {
-            self.disk.cancel();
-        }
+        self.disk.cancel();
         self.s = Disk::new(self.disk.size());
     }
 

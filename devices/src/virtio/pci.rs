@@ -636,7 +636,8 @@ fn capabilities(pci: &PciFunction, kind: &Kind, queues: usize) -> usize {
         (5, 0, 0, 20),
     ];
     let mut last = 0;
-    for (part, offset, len, bytes) in parts {
+    // Drivers do not like registers of no length.
+    for (part, offset, len, bytes) in parts.into_iter().filter(|(part, _, len, _)| *part != 4 || *len > 0) {
         let at = pci.add_capability(0x09, bytes) as usize;
         pci.config(|c| {
             c.set8(at + 2, bytes);
