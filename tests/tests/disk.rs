@@ -189,6 +189,69 @@ fn a_cd_is_read_by_pio() {
     assert!(ended.result("cd").1.contains("bytes=300000 "), "{}", ended.result("cd").1);
 }
 
+/// Linux's drivers on two virtio disks and a network card of this version; what they said of the disk.
+fn virtio(version: &str, disks: &[&Image], more: &[&str], args: &str) -> Option<(Ended, String)> {
+    let mut settings: Vec<String> = more.iter().map(|s| (*s).to_owned()).collect();
+    for (n, disk) in disks.iter().enumerate() {
+        settings.push(format!("disk.{n}.path={}", disk.path()));
+        settings.push(format!("disk.{n}.model=virtio-blk"));
+        settings.push(format!("disk.{n}.version={version}"));
+    }
+    for (key, value) in [("model", "virtio-net"), ("version", version), ("backend", "none")] {
+        settings.push(format!("nic.0.{key}={value}"));
+    }
+    let args = format!("test=disk,net,dmesg disk.driver=virtio_blk disk.mib=4 disk.blocks=4 {args}");
+    let ended = boot("amd64", &settings, &args)?;
+    assert!(ended.result("net").1.contains(" mac=00:a0:98:"), "{}", ended.console);
+    assert!(ended.result("net").1.contains(" carrier=0 "), "{}", ended.console);
+    assert!(disks[0].has_stream(4 * MIB), "the image is not what the guest wrote");
+    let said = ended.result("disk").1.to_owned();
+    Some((ended, said))
+}
+
+#[test]
+fn what_an_old_virtio_driver_has_written_a_new_one_reads() {
+    let (raw, files) = (Image::empty("virtio", 8 * MIB), Image::empty("virtio-files", 24 * MIB));
+    let Some((_, said)) = virtio("legacy", &[&raw, &files], &[], "disk.files=1 pci=nomsi") else { return };
+    assert!(said.contains("sectors=16384 queues=1 modern=0 ") && said.contains("IO-APIC"), "{said}");
+    assert_eq!(files.fsck(), "");
+    let (_, said) = virtio("modern", &[&raw], &["cpus=4"], "disk.keep=1").expect("the guest is there");
+    assert!(said.contains("sectors=16384 kept"), "{said}");
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn virtio_disks_of_every_version_with_and_without_messages() {
+    for version in ["legacy", "transitional", "modern"] {
+        for (args, wire) in [("", "PCI-MSI"), ("pci=nomsi", "IO-APIC")] {
+            for cpus in [1, 4] {
+                let (raw, files) = (Image::empty("virtio-all", 8 * MIB), Image::empty("virtio-all-files", 24 * MIB));
+                let settings = [format!("cpus={cpus}")];
+                let args = format!("disk.files=1 {args}");
+                let run = virtio(version, &[&raw, &files], &settings.each_ref().map(String::as_str), &args);
+                let Some((_, said)) = run else { return };
+                let modern = u8::from(version != "legacy");
+                assert!(said.contains(&format!("queues={cpus} modern={modern} ")), "{said}");
+                assert!(said.contains(wire), "{said}");
+                assert_eq!(files.fsck(), "");
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn four_processors_fill_virtio_disks_twice_in_the_same_way() {
+    let runs = [0, 1].map(|n| {
+        let raw = Image::empty(&format!("virtio-twice-{n}"), 8 * MIB);
+        let (ended, _) = virtio("modern", &[&raw], &["cpus=4"], "")?;
+        Some((ended.instructions(), ended.console, raw.bytes()))
+    });
+    let [Some(one), Some(two)] = runs else { return };
+    assert_eq!((one.0, &one.1), (two.0, &two.1));
+    assert!(one.2 == two.2, "the images differ");
+}
+
 #[test]
 fn a_machine_that_is_saved_while_its_disk_works_goes_on_where_it_was() {
     let (probe, raw) = (probe(), Image::with("saved", &stream(MIB)));
