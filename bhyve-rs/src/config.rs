@@ -146,7 +146,7 @@ pub fn spec(node: &Node, start: Start, plain: bool) -> Result<Spec> {
     let instruction_clock = node.text("clock") == "instructions";
     // Seed 0 makes a machine like any other of its name.
     let seed = if instruction_clock { node.int("seed") as u64 } else { 0 };
-    let start = if seed == 0 { 0 } else { emu::derive(seed, "rtc") % START_RANGE };
+    let later = if seed == 0 { 0 } else { emu::derive(seed, "rtc") % START_RANGE };
     Ok(Spec {
         cpus: node.int("cpus") as u32,
         memory: node.size("memory").next_multiple_of(4096),
@@ -155,7 +155,7 @@ pub fn spec(node: &Node, start: Start, plain: bool) -> Result<Spec> {
         plain,
         instruction_clock,
         seed,
-        rtc_start: if instruction_clock { FIXED_START + start as i64 } else { now() },
+        rtc_start: if instruction_clock { FIXED_START + later as i64 } else { now() },
         uuid: node.maybe::<[u8; 16]>("uuid").unwrap_or_else(|| name_uuid(node.text("name"), seed)),
         acpi: node.child("acpi").bool("enabled"),
         stay: false,
@@ -269,9 +269,8 @@ mod tests {
     #[test]
     fn a_seed_makes_another_machine_when_instructions_drive_the_clock_and_only_then() {
         let spec = |words: &[&str]| {
-            let node = from_settings(words, true).unwrap();
-            let kernel = Kernel { name: String::new(), bytes: Vec::new(), initrd: None, args: String::new() };
-            let spec = spec(&node, kernel, false).unwrap();
+            let node = from_settings(words).unwrap();
+            let spec = spec(&node, Start::Bios(bios_options(&node)), false).unwrap();
             (spec.seed, spec.rtc_start, spec.uuid)
         };
         let (plain, zero) = (spec(&["name=x"]), spec(&["name=x", "clock=instructions"]));
