@@ -236,8 +236,8 @@ pub(super) fn key(c: &mut Call) -> Flow {
             c.set_byte(data::KEYBOARD, prefix | LAST_E0);
             return Flow::Done;
         }
-        // Answers to commands.
-        0xfa | 0xfe | 0xee | 0xaa | 0x00 | 0xff => return Flow::Done,
+        // Answers to commands. AA, the result of its self-test, releases the left shift key as well.
+        0xfa | 0xfe | 0x00 | 0xff => return Flow::Done,
         _ => {}
     }
     let extended = prefix & LAST_E0 != 0;

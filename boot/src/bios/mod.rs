@@ -517,3 +517,6 @@ impl Bios {
         host.write(at, &f);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,10 +15,11 @@ use super::{LATCH_PORT, PORT, data, frame, int10, service};
 const CODE: u16 = 0x8000;
 const PROTECTED: u16 = 0x9800;
 const TABLES: u16 = 0xa000;
-/// Entries of APM and of the BIOS32 service directory, and where the latter is announced.
+/// Entries of APM, where the BIOS32 service directory is announced, and the PCI BIOS's entry that it leads to.
 pub(super) const APM16: u16 = 0xe048;
 pub(super) const APM32: u16 = PROTECTED;
 const BIOS32: u16 = 0xe080;
+const PCI32: u16 = 0xe090;
 /// An IRET.
 pub(super) const IRET: u16 = 0xff53;
 
@@ -113,7 +114,7 @@ impl Rom {
         a.jne(other)?;
         a.mov(ebx, Rom::BASE as u32)?;
         a.mov(ecx, Rom::LEN as u32)?;
-        a.lea(edx, dword_ptr(pci))?;
+        a.mov(edx, u32::from(PCI32))?;
         a.mov(al, 0u32)?;
         a.retf()?;
         a.set_label(&mut other)?;
@@ -125,6 +126,8 @@ impl Rom {
         let out = a.assemble_options(PROTECTED.into(), BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
         ensure!(out.inner.code_buffer.len() <= usize::from(TABLES - PROTECTED), "the BIOS's code does not fit");
         self.put(PROTECTED, &out.inner.code_buffer);
+        let pci = (out.label_ip(&pci)? as u32).wrapping_sub(u32::from(PCI32) + 5).to_le_bytes();
+        self.put(PCI32, &[0xe9, pci[0], pci[1], pci[2], pci[3]]);
         let mut header = [0; 16];
         header[..4].copy_from_slice(b"_32_");
         let entry = Rom::BASE as u32 + out.label_ip(&directory)? as u32;

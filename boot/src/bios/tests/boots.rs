@@ -1,0 +1,165 @@
+//! INT 19h: what is booted, and what is said when nothing is.
+
+use super::*;
+
+fn bootable(mark: u8) -> Vec<u8> {
+    let mut image = vec![0; 1_474_560];
+    image[0] = mark;
+    image[510..512].copy_from_slice(&[0x55, 0xaa]);
+    image
+}
+
+/// A disc with a boot catalogue for an image of this kind at sector 20.
+fn disc(media: u8, sectors: u8) -> Vec<u8> {
+    let mut image = vec![0; 800 * 2048];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(17 * 2048, b"\0CD001\x01EL TORITO SPECIFICATION");
+    put(17 * 2048 + 0x47, &[19]);
+    put(19 * 2048, &[1]);
+    put(19 * 2048 + 0x1c, &[0xaa, 0x55, 0x55, 0xaa]);
+    put(19 * 2048 + 32, &[0x88, media, 0, 0, 0, 0, sectors, 0, 20]);
+    (0..4u8).for_each(|n| put(20 * 2048 + 512 * usize::from(n), &[0xc0 + n]));
+    image
+}
+
+fn boot(rig: &mut Rig) -> Regs {
+    rig.call(0x19, Regs::default())
+}
+
+#[test]
+fn drives_are_tried_in_order_and_the_first_that_boots_is_entered() {
+    let drives =
+        || vec![(DriveKind::Floppy, bootable(1)), (DriveKind::Disk, vec![0; 4096]), (DriveKind::Disk, bootable(2))];
+    let mut first = rig(drives(), |_| {});
+    let r = boot(&mut first);
+    assert_eq!((r.cs, r.ip, r.dl(), first.host.memory[0x7c00]), (0, 0x7c00, 0x81, 2));
+    assert_eq!(r.flags & IF, IF);
+    let mut first = rig(drives(), |o| o.order = vec![DriveKind::Floppy, DriveKind::Disk]);
+    assert_eq!(boot(&mut first).dl(), 0);
+    // The loader gives up: the next one.
+    let r = first.call(0x18, Regs::default());
+    assert_eq!((r.dl(), first.host.memory[0x7c00]), (0x81, 2));
+}
+
+#[test]
+fn once_is_once() {
+    let mut rig = rig(vec![(DriveKind::Floppy, bootable(1)), (DriveKind::Disk, bootable(2))], |o| {
+        o.once = Some(DriveKind::Floppy);
+    });
+    assert_eq!(boot(&mut rig).dl(), 0);
+    rig.call(service::POST, Regs::default());
+    assert_eq!(boot(&mut rig).dl(), 0x80);
+}
+
+#[test]
+fn the_screen_says_what_was_tried_and_why_it_failed() {
+    let mut bad = disc(0, 4);
+    bad[19 * 2048 + 32] = 0;
+    let drives = vec![(DriveKind::Floppy, Vec::new()), (DriveKind::Disk, vec![0; 4096]), (DriveKind::Cd, bad)];
+    let mut rig = rig(drives, |_| {});
+    let (mut r, mut status) = (Regs::default(), 0);
+    for _ in 0..10 {
+        (r, status) = rig.ask(0x19, r, status);
+    }
+    assert_eq!(status, frame::HALT);
+    for line in [
+        "Disk 1: no boot signature in the first sector",
+        "Cd 2: its boot catalogue has nothing to boot",
+        "Floppy 0: no medium",
+        "network: ",
+    ] {
+        assert!(rig.host.typed.contains(line), "{line}: {}", rig.host.typed);
+    }
+    // A key starts over, with a diskette in the drive now.
+    rig.host.disks[0] = bootable(1);
+    rig.call(0x16, Regs { ecx: 0x1c0d, ..ax(0x0500) });
+    while status != frame::RETURN {
+        (r, status) = rig.ask(0x19, r, status);
+    }
+    assert_eq!((r.dl(), rig.host.memory[0x7c00]), (0, 1));
+}
+
+#[test]
+fn the_menu_boots_what_is_chosen() {
+    let mut rig = rig(vec![(DriveKind::Floppy, bootable(1)), (DriveKind::Disk, bootable(2))], |o| o.menu_ms = 500);
+    rig.call(0x16, Regs { ecx: 0x8600, ..ax(0x0500) });
+    let (r, status) = rig.ask(0x19, Regs::default(), 0);
+    assert!(rig.host.typed.contains("2  Floppy 0"), "{}", rig.host.typed);
+    rig.call(0x16, Regs { ecx: 0x0332, ..ax(0x0500) });
+    let (mut r, mut status) = rig.ask(0x19, r, status);
+    while status != frame::RETURN {
+        (r, status) = rig.ask(0x19, r, status);
+    }
+    assert_eq!(r.dl(), 0);
+}
+
+#[test]
+fn a_disc_without_emulation_is_loaded_and_read_by_its_sectors() {
+    let mut rig = rig(vec![(DriveKind::Cd, disc(0, 4))], |_| {});
+    let r = boot(&mut rig);
+    assert_eq!((r.cs, r.ip, r.dl()), (0, 0x7c00, 0xe0));
+    assert_eq!((rig.host.memory[0x7c00], rig.host.memory[0x7c00 + 3 * 512]), (0xc0, 0xc3));
+    rig.host.write(0x5_0000, &[16, 0, 1, 0, 0, 0, 0, 0x40, 19, 0, 0, 0, 0, 0, 0, 0]);
+    let r = rig.call(0x13, Regs { eax: 0x4200, edx: 0xe0, ds: 0x5000, ..Regs::default() });
+    assert_eq!((r.ah(), rig.host.memory[0x4_0000], rig.host.memory[0x4_0020]), (0, 1, 0x88));
+    let r = rig.call(0x13, Regs { eax: 0x4b01, edx: 0x7f, ds: 0x5000, ..Regs::default() });
+    assert_eq!((carry(&r), rig.host.memory[0x5_0000], rig.host.memory[0x5_0002]), (false, 0x13, 0xe0));
+    let r = rig.call(0x13, Regs { eax: 0x4100, ebx: 0x55aa, edx: 0xe0, ..Regs::default() });
+    assert_eq!((r.bx(), carry(&r)), (0xaa55, false));
+    rig.host.write(0x5_0000, &[0x1a, 0]);
+    rig.call(0x13, Regs { eax: 0x4800, edx: 0xe0, ds: 0x5000, ..Regs::default() });
+    assert_eq!(rig.word(0x5_0018), 2048);
+}
+
+#[test]
+fn an_emulated_diskette_is_drive_0_until_it_is_ended() {
+    let mut rig = rig(vec![(DriveKind::Floppy, bootable(7)), (DriveKind::Cd, disc(2, 1))], |_| {});
+    let r = boot(&mut rig);
+    assert_eq!((r.dl(), rig.host.memory[0x7c00]), (0, 0xc0));
+    let mut first = |drive: u32| {
+        let r = rig.call(0x13, Regs { eax: 0x0201, ecx: 1, edx: drive, es: 0x4000, ..Regs::default() });
+        (r.ah(), rig.host.memory[0x4_0000])
+    };
+    assert_eq!((first(0), first(1)), ((0, 0xc0), (0, 7)));
+    assert_eq!(rig.call(0x13, Regs { edx: 0, ..ax(0x0800) }).dl(), 2);
+    let r = rig.call(0x13, Regs { eax: 0x0301, ecx: 1, es: 0x4000, ..Regs::default() });
+    assert_eq!(r.ah(), 3, "write protected");
+    rig.call(0x13, Regs { eax: 0x4b00, edx: 0, ds: 0x5000, ..Regs::default() });
+    let r = rig.call(0x13, Regs { eax: 0x0201, ecx: 1, es: 0x4000, ..Regs::default() });
+    assert_eq!((r.ah(), rig.host.memory[0x4_0000]), (0, 7));
+}
+
+#[test]
+fn an_emulated_disk_has_the_geometry_of_its_partition() {
+    let mut image = disc(4, 1);
+    // From sector 63 to cylinder 1, head 15, sector 32.
+    image[20 * 2048 + 446..20 * 2048 + 462].copy_from_slice(&[0x80, 1, 1, 0, 6, 15, 32, 1, 32, 0, 0, 0, 0xe0, 3, 0, 0]);
+    let mut rig = rig(vec![(DriveKind::Disk, bootable(2)), (DriveKind::Cd, image)], |o| o.order = vec![DriveKind::Cd]);
+    assert_eq!(boot(&mut rig).dl(), 0x80);
+    let r = rig.call(0x13, Regs { edx: 0x80, ..ax(0x0800) });
+    assert_eq!((r.dh(), r.cl(), r.ch(), r.dl()), (15, 32, 1, 2));
+    let r = rig.call(0x13, Regs { eax: 0x0201, ecx: 1, edx: 0x81, es: 0x4000, ..Regs::default() });
+    assert_eq!((r.ah(), rig.host.memory[0x4_0000]), (0, 2), "the real disk moved up");
+}
+
+#[test]
+fn damaged_discs_are_told_apart() {
+    let why = |damage: &dyn Fn(&mut Vec<u8>)| {
+        let mut image = disc(0, 4);
+        damage(&mut image);
+        let mut rig = rig(vec![(DriveKind::Cd, image)], |_| {});
+        let (mut r, mut status) = (Regs::default(), 0);
+        for _ in 0..10 {
+            (r, status) = rig.ask(0x19, r, status);
+        }
+        let text = std::mem::take(&mut rig.host.typed);
+        text.lines().find(|l| l.contains("Cd 0")).unwrap_or_default().to_owned()
+    };
+    assert!(why(&|i| i.truncate(10 * 2048)).contains("too small"));
+    assert!(why(&|i| i[17 * 2048 + 8] = b'x').contains("no El Torito boot record"));
+    assert!(why(&|i| i[17 * 2048 + 0x49] = 9).contains("behind the end"));
+    assert!(why(&|i| i[19 * 2048 + 5] = 9).contains("damaged"));
+    assert!(why(&|i| i[19 * 2048 + 33] = 9).contains("emulation of kind 9"));
+    assert!(why(&|i| i[19 * 2048 + 43] = 9).contains("boot image lies behind"));
+    assert!(why(&|i| i[19 * 2048 + 33] = 4).contains("no partition"));
+}
