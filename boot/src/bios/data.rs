@@ -70,3 +70,30 @@ pub(super) const ARMED: u16 = 0xb105;
 pub(super) const ROM_SEGMENT: u16 = 0xf000;
 /// The segment of the extended BIOS data area.
 pub(super) const EBDA_BASE: u16 = (EBDA >> 4) as u16;
+
+/// The screen: mode, columns, bytes of a page, offset of the page that is shown.
+pub(super) const VIDEO_MODE: u64 = 0x449;
+pub(super) const COLUMNS: u64 = 0x44a;
+pub(super) const PAGE_SIZE: u64 = 0x44c;
+pub(super) const PAGE_START: u64 = 0x44e;
+/// Column and row of the cursor on each of eight pages.
+pub(super) const CURSORS: u64 = 0x450;
+/// Last and first line of the cursor.
+pub(super) const CURSOR_SHAPE: u64 = 0x460;
+pub(super) const PAGE: u64 = 0x462;
+/// Index port of the CRT controller.
+pub(super) const CRTC: u64 = 0x463;
+/// What a CGA's mode and colour registers would hold.
+pub(super) const CGA_MODE: u64 = 0x465;
+pub(super) const CGA_COLOURS: u64 = 0x466;
+/// Lines of text less 1, lines of a character.
+pub(super) const ROWS: u64 = 0x484;
+pub(super) const CHAR_HEIGHT: u64 = 0x485;
+/// Bit 7: the last mode was set without clearing; bit 0: cursor shapes are not translated.
+pub(super) const VIDEO_CONTROL: u64 = 0x487;
+pub(super) const VIDEO_SWITCHES: u64 = 0x488;
+pub(super) const VIDEO_OPTIONS: u64 = 0x489;
+/// Index of the display combination.
+pub(super) const DISPLAY: u64 = 0x48a;
+/// Far pointer to the table of video pointers.
+pub(super) const VIDEO_POINTERS: u64 = 0x4a8;

@@ -91,7 +91,7 @@ impl Rom {
         rom.put(DISKETTE_TABLE, &[0xaf, 0x02, 0x25, 0x02, 18, 0x1b, 0xff, 0x6c, 0xf6, 0x0f, 0x08]);
         rom.put(CONFIGURATION, &configuration());
         for (at, bytes) in int10::rom_tables() {
-            rom.put(at, bytes);
+            rom.put(at, &bytes);
         }
         rom.put(0xe000, b"bhyve-rs BIOS");
         Ok(rom)
