@@ -9,7 +9,8 @@ use boot::platform::{
 };
 use cfg::Node;
 use devices::storage::piix_ide;
-use emu::{Backends, Backing, Bdf, DeviceCell, Event, IrqLine, IrqSink, Machine, Model, Pin, RamAddr, Rights};
+use emu::{Backends, Backing, Bdf, DeviceCell, Event, IrqLine, IrqSink, Machine, Model, Pin, Ram, RamAddr, Rights};
+use host::keyboard::{Room, Typist};
 use hv::Vm;
 use lpc::{
     AcpiPm, BhyveHostBridge, BhyveLpc, DebugPorts, FwCfg, FwCfgItems, HostBridge, Hpet, I440, I8042, I8237, I8254,
@@ -130,6 +131,8 @@ pub struct Parts {
 pub struct Board {
     /// The power button is an event to this cell.
     pub pm: Arc<DeviceCell>,
+    /// Who types at the keyboard.
+    pub typist: Arc<Typist>,
 }
 
 /// One ISA interrupt wire leads to the 8259 pair and to the I/O APIC, where IRQ 0 arrives at pin 2. Guests listen to one
@@ -160,6 +163,24 @@ impl IrqSink for IsaWires {
 pub fn kind(node: &Node) -> &'static Kind {
     let name = node.maybe("board");
     ALL.into_iter().find(|kind| Some(kind.name) == name).unwrap_or(&I440FX)
+}
+
+/// Whether there is room for a key in the BIOS's buffer, while INT 09h leads to the BIOS. Other systems' drivers have
+/// buffers of their own, and larger ones.
+fn key_room(memory: Arc<Ram>, base: RamAddr) -> Room {
+    const INT_09_SEGMENT: u64 = 4 * 9 + 2;
+    const HEAD: u64 = 0x41a;
+    const TAIL: u64 = 0x41c;
+    /// Keys that may wait there; it holds 15.
+    const MOST: u16 = 8;
+    Box::new(move || {
+        let word = |at: u64| {
+            let mut bytes = [0; 2];
+            memory.read(RamAddr(base.0 + at), &mut bytes);
+            u16::from_le_bytes(bytes)
+        };
+        word(INT_09_SEGMENT) != 0xf000 || (word(TAIL).wrapping_sub(word(HEAD)) & 31) / 2 < MOST
+    })
 }
 
 /// Builds the board into `machine`.
@@ -219,7 +240,9 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     };
     vm.on_ferr(Box::new(move || isa_bridge.event(Event::Ferr)));
     I8237::new(machine);
-    part("i8042", None, Box::new(|s| Ok(I8042::create(s))))?;
+    let (typist, keys) = Typist::start(machine, key_room(machine.space.ram().clone(), ram));
+    let backends = Backends { keys: Some(keys), ..Backends::default() };
+    machine.plug_with("i8042", None, backends, |s| Ok(I8042::create(s))).map_err(|e| anyhow!(e))?;
     part("i8254", None, Box::new(|s| Ok(I8254::create(s))))?;
     let (start, cmos) = (parts.rtc_start, cmos(parts));
     part("rtc", None, Box::new(move |s| Ok(Mc146818::create(s, start, cmos))))?;
@@ -234,7 +257,7 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
         let items = fw_cfg_items(parts)?;
         part("fw-cfg", None, Box::new(move |s| Ok(FwCfg::create(s, items))))?;
     }
-    Ok(Board { pm })
+    Ok(Board { pm, typist })
 }
 
 /// What firmware made for QEMU's machine of this kind looks for.

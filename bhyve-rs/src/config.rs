@@ -80,6 +80,16 @@ pub fn check(draft: &Draft) -> Result<Node, Errors> {
     let node = draft.check(Schema { root: &cfg::schema::MACHINE, catalogue: &Words })?;
     let mut errors: Vec<Error> = Vec::new();
     errors.extend(plan::check(&node));
+    if screen_on_terminal(&node) {
+        let screen = node.child("screen");
+        if screen.maybe::<&str>("model").is_none_or(|model| model == plan::NO_SCREEN) {
+            let problem = Problem::new("there is no display adapter to show").allowed("screen.model = an adapter");
+            errors.push(screen.error("backend", problem));
+        } else if node.children("serial").iter().any(|serial| serial.text("backend") == "stdio") {
+            let problem = Problem::new("a serial port has the terminal already, as stdio");
+            errors.push(screen.error("backend", problem));
+        }
+    }
     let boot = node.child("boot");
     if boot.is_given("firmware") {
         errors.push(boot.error("firmware", Problem::new("external firmware is not supported by this version yet")));
@@ -190,6 +200,24 @@ impl Consoles {
     }
 }
 
+/// What the commands do that are typed at the terminal; a break is sent to serial port `port`.
+pub fn commands(orders: &Handle, port: usize) -> console::CommandHook {
+    let handle = orders.clone();
+    Arc::new(move |command| {
+        handle.send(match command {
+            ConsoleCommand::Quit => Order::Kill,
+            ConsoleCommand::Break => Order::Break(port),
+            ConsoleCommand::Reset => Order::Reset,
+            ConsoleCommand::PowerButton => Order::PowerButton,
+        });
+    })
+}
+
+/// Whether the screen is shown on the terminal.
+pub fn screen_on_terminal(node: &Node) -> bool {
+    node.child("screen").text("backend") == "terminal"
+}
+
 /// Opens the other ends of the serial ports; commands that are typed there become orders. In the background, with a
 /// directory, there is no terminal: a UNIX socket in it stands for that.
 ///
@@ -222,15 +250,7 @@ pub fn consoles(
             }
             (other, _) => return Err(anyhow!("serial.{n}.backend: {other:?} is not in this version yet")),
         };
-        let handle = orders.clone();
-        let hook: console::CommandHook = Arc::new(move |command| {
-            handle.send(match command {
-                ConsoleCommand::Quit => Order::Kill,
-                ConsoleCommand::Break => Order::Break(n),
-                ConsoleCommand::Reset => Order::Reset,
-                ConsoleCommand::PowerButton => Order::PowerButton,
-            });
-        });
+        let hook = commands(orders, n);
         let (device, description) =
             console::open(&spec, io, block, &hook).with_context(|| format!("serial.{n} ({port})"))?;
         consoles.devices.push(Some(device));

@@ -24,6 +24,7 @@ use anyhow::{Context, Result};
 use cfg::Node;
 use clap::{Args, Parser, Subcommand};
 use host::control::{self, Members};
+use host::screen::Terminal;
 use host::{EndSignal, Io};
 use serde_json::json;
 
@@ -100,7 +101,7 @@ struct RunOptions {
     /// Show a device's every access on standard error, or the log of the firmware, or all; repeatable.
     #[arg(long, value_name = "TARGET")]
     trace: Vec<String>,
-    /// Type at COM1 what a file says, when it says (see script.rs); nothing else is typed there.
+    /// Type at COM1 and the keyboard what a file says, when it says (see script.rs); nothing else is typed at COM1.
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
     /// Start the guest again when it reboots, instead of ending with status 0.
@@ -175,7 +176,10 @@ fn run(args: &RunArgs, dir: &Path) -> Result<u8> {
     let mut set = Vec::new();
     if args.config.is_none() {
         set.push("name=guest".to_owned());
-        set.push("serial.0.backend=stdio".to_owned());
+        // Whoever wants the screen on the terminal has no COM1 there.
+        if !args.set.iter().any(|s| s == "screen.backend=terminal") {
+            set.push("serial.0.backend=stdio".to_owned());
+        }
     }
     set.extend(args.set.iter().cloned());
     for (key, value) in [("kernel", &args.kernel), ("initrd", &args.initrd), ("args", &args.args)] {
@@ -297,10 +301,24 @@ fn start(spec: &Spec, node: &Node, plan: Plan, options: &RunOptions, dir: Option
     if let Some(file) = &options.restore {
         instance.paused().load(file)?;
     }
-    let reach = Reach { handle, facts, screen: instance.screen() };
+    let terminal = match instance.screen() {
+        Some(screen) if config::screen_on_terminal(node) && background.is_none() => {
+            let hook = config::commands(&handle, 0);
+            Some(Terminal::start(screen, instance.typist(), hook).context("screen.backend = \"terminal\"")?)
+        }
+        _ => None,
+    };
+    let reach = Reach { handle, facts, screen: instance.screen(), typist: instance.typist() };
     let server = dir.map(|dir| remote::serve(dir, node.text("name"), reach)).transpose()?;
     let (ended, why) = instance.run(options.until);
     consoles.flush();
+    if terminal.is_some() {
+        drop(terminal);
+        // What the guest said last goes with its screen, which the user may want to read.
+        if let Ok(text) = screenshot::text(instance.screen().as_ref()) {
+            println!("{}", text.trim_end());
+        }
+    }
     host::restore_terminal();
     if let Some(server) = server {
         server.end(remote::results(ended));

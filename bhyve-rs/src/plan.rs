@@ -23,7 +23,7 @@ const IDE: &str = "ide";
 const IDE_CDS: [usize; 4] = [2, 3, 1, 0];
 
 /// The adapter that is none.
-const NO_SCREEN: &str = "none";
+pub const NO_SCREEN: &str = "none";
 /// Where the adapter goes if it can.
 const SCREEN_SLOT: PciSlot = PciSlot { bus: 0, slot: 2, function: 0 };
 

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use emu::DeviceCell;
 use host::control::{self, CallError, Members, Reply, Request, Server};
+use host::keyboard::{self, Typist};
 use serde_json::{Value, json};
 
 use crate::vm::{Ended, Handle, Order, Status};
@@ -83,6 +84,14 @@ pub enum Verb {
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+    /// Type at a machine's keyboard: text as it is, other keys by name: "reboot<enter>", "<ctrl-alt-delete>", "<wait 2>".
+    Sendkeys {
+        /// Its name.
+        name: String,
+        /// What is typed, one after the other.
+        #[arg(required = true, allow_hyphen_values = true)]
+        keys: Vec<String>,
+    },
     /// Wait until a machine ends, and exit as it does.
     Wait {
         #[command(flatten)]
@@ -118,6 +127,14 @@ impl Verb {
             }
             Verb::Screenshot { target, text, output } => {
                 take_screenshot(&target.socket(dir)?, *text, output.as_deref())
+            }
+            Verb::Sendkeys { name, keys } => {
+                // What is wrong with it is said before anybody is asked.
+                let keys = keys.concat();
+                keyboard::parse(&keys).map_err(|e| anyhow!(e))?;
+                let target = Target { name: Some(name.clone()), config: None };
+                call_with(&target.socket(dir)?, "sendkeys", argument("keys", keys), Some(PATIENCE))?;
+                Ok(SUCCESS)
             }
             Verb::Wait { target } => {
                 let results = call(&target.socket(dir)?, "wait", None)?;
@@ -223,6 +240,8 @@ pub struct Reach {
     pub facts: Members,
     /// Its display adapter.
     pub screen: Option<Arc<DeviceCell>>,
+    /// Who types at its keyboard.
+    pub typist: Arc<Typist>,
 }
 
 /// The machine's end of its control socket.
@@ -244,7 +263,7 @@ pub fn results(ended: Option<Ended>) -> Members {
 }
 
 /// The verbs of the control socket, and the arguments that they take.
-const VERBS: [(&str, &[&str]); 8] = [
+const VERBS: [(&str, &[&str]); 9] = [
     ("stop", &[]),
     ("kill", &[]),
     ("reset", &[]),
@@ -252,6 +271,7 @@ const VERBS: [(&str, &[&str]); 8] = [
     ("resume", &[]),
     ("status", &[]),
     ("screenshot", &["text", "path"]),
+    ("sendkeys", &["keys"]),
     ("wait", &[]),
 ];
 
@@ -272,12 +292,21 @@ impl Reach {
             "resume" => Order::Resume,
             "status" => Order::Query,
             "screenshot" => return self.screenshot(&request.args).map_or_else(Reply::Failed, Reply::Done),
+            "sendkeys" => return self.sendkeys(&request.args).map_or_else(Reply::Failed, Reply::Done),
             _ => return Reply::AtEnd,
         };
         match self.handle.ask(order) {
             Ok(status) if order == Order::Query => Reply::Done(members(&self.facts, status)),
             Ok(_) => Reply::Done(Members::new()),
             Err(why) => Reply::Failed(why),
+        }
+    }
+
+    fn sendkeys(&self, args: &Members) -> Result<Members, String> {
+        let text = args.get("keys").and_then(Value::as_str).ok_or("sendkeys needs \"keys\", a text")?;
+        match self.typist.press(&keyboard::parse(text)?) {
+            true => Ok(Members::new()),
+            false => Err("the guest does not read its keyboard, and too many keys wait already".to_owned()),
         }
     }
 

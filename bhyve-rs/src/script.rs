@@ -1,4 +1,4 @@
-//! `--script FILE`: what is typed at COM1, and when, so that a run with input is repeatable.
+//! `--script FILE`: what is typed at COM1 and at the keyboard, and when, so that a run with input is repeatable.
 //!
 //! ```toml
 //! [[step]]
@@ -9,11 +9,15 @@
 //! [[step]]
 //! at = 20               # seconds of guest time since power-on
 //! send = "poweroff\n"
+//!
+//! [[step]]
+//! shown = "boot>"       # wait until a line of the screen has this (and then "after" as above)
+//! keys = "set tty com0<enter>"  # typed at the keyboard; keys have names in angle brackets (host::keyboard)
 //! ```
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use host::console::{Step, When};
 use serde::Deserialize;
 
@@ -29,8 +33,10 @@ struct File {
 struct Entry {
     seen: Option<String>,
     after: Option<f64>,
+    shown: Option<String>,
     at: Option<f64>,
-    send: String,
+    send: Option<String>,
+    keys: Option<String>,
 }
 
 /// Reads the steps.
@@ -49,15 +55,19 @@ fn parse(text: &str) -> Result<Vec<Step>> {
 }
 
 fn step(entry: Entry) -> Result<Step> {
-    let when = match (entry.seen, entry.at, entry.after) {
-        (Some(pattern), None, after) if !pattern.is_empty() => {
-            When::Seen { pattern: pattern.into_bytes(), after: nanoseconds(after.unwrap_or(0.0))? }
-        }
-        (None, Some(at), None) => When::At(nanoseconds(at)?),
-        (None, Some(_), Some(_)) => bail!("\"after\" goes with \"seen\", not with \"at\""),
-        _ => bail!("it needs either \"seen\", a text, or \"at\", a number of seconds"),
+    let after = nanoseconds(entry.after.unwrap_or(0.0))?;
+    let when = match (entry.seen, entry.shown, entry.at) {
+        (Some(pattern), None, None) if !pattern.is_empty() => When::Seen { pattern: pattern.into_bytes(), after },
+        (None, Some(text), None) if !text.is_empty() => When::Shown { text, after },
+        (None, None, Some(at)) if entry.after.is_none() => When::At(nanoseconds(at)?),
+        (None, None, Some(_)) => bail!("\"after\" goes with \"seen\" and \"shown\", not with \"at\""),
+        _ => bail!("it needs one of \"seen\" and \"shown\", a text, and \"at\", a number of seconds"),
     };
-    Ok(Step { when, send: entry.send.into_bytes() })
+    if entry.send.is_none() && entry.keys.is_none() {
+        bail!("it needs \"send\" or \"keys\": what is to be typed");
+    }
+    let keys = host::keyboard::parse(&entry.keys.unwrap_or_default()).map_err(|e| anyhow!("keys: {e}"))?;
+    Ok(Step { when, send: entry.send.unwrap_or_default().into_bytes(), keys })
 }
 
 fn nanoseconds(seconds: f64) -> Result<u64> {
@@ -77,8 +87,11 @@ mod tests {
         let steps =
             parse("[[step]]\nseen = '# '\nafter = 0.5\nsend = \"a\\n\"\n[[step]]\nat = 20\nsend = 'b'").unwrap();
         let seen = When::Seen { pattern: b"# ".to_vec(), after: 500_000_000 };
-        assert_eq!(steps[0], Step { when: seen, send: b"a\n".to_vec() });
-        assert_eq!(steps[1], Step { when: When::At(20_000_000_000), send: b"b".to_vec() });
+        assert_eq!(steps[0], Step { when: seen, send: b"a\n".to_vec(), keys: Vec::new() });
+        assert_eq!(steps[1], Step { when: When::At(20_000_000_000), send: b"b".to_vec(), keys: Vec::new() });
+        let keys = &parse("[[step]]\nshown = 'boot>'\nkeys = 'a<enter>'").unwrap()[0];
+        assert_eq!(keys.when, When::Shown { text: "boot>".to_owned(), after: 0 });
+        assert_eq!(keys.keys, host::keyboard::parse("a\n").unwrap());
     }
 
     #[test]
@@ -87,7 +100,9 @@ mod tests {
             ("[[step]]\nsend = 'a'", "step 1"),
             ("[[step]]\nat = 1\nsend = 'a'\n[[step]]\nat = -1\nsend = 'b'", "step 2"),
             ("[[step]]\nat = 1\nafter = 1\nsend = 'a'", "\"after\" goes with"),
-            ("[[step]]\nseen = ''\nsend = 'a'", "either"),
+            ("[[step]]\nseen = ''\nsend = 'a'", "needs one of"),
+            ("[[step]]\nat = 1", "what is to be typed"),
+            ("[[step]]\nat = 1\nkeys = '<entre>'", "\"entre\" is no key"),
             ("[[step]]\nat = 1\nsend = 'a'\nwait = 3", "unknown field `wait`"),
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());

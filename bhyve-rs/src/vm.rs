@@ -14,7 +14,8 @@ use emu::{
     AddressSpace, Backends, Backing, Clock, DeviceCell, Event, Machine, Ram, RamAddr, Random, ResetKind, Rights,
     SystemEvent,
 };
-use host::console::{Nothing, Script, Step};
+use host::console::{Desk, Nothing, Script, Step};
+use host::keyboard::Typist;
 use host::{Gate, Io, IoThread};
 use hv::{Hypervisor, Outcome, Runner, VmConfig};
 use lpc::Ns16550;
@@ -275,9 +276,12 @@ impl Instance {
         let Peripherals { drives, screen } = plan.plug(&machine)?;
         let ports: Vec<IsaPort> = COM[..serial.len().min(4)].to_vec();
         if let Some(steps) = script {
-            let com1 = serial.first_mut().and_then(Option::as_mut).context("a script needs a console at COM1")?;
-            let output = std::mem::replace(com1, Box::new(Nothing));
-            *com1 = Script::start(&machine, "com1-script", steps, output).1;
+            let desk = Some(Desk { typist: board.typist.clone(), screen: screen.clone() });
+            // Without a console at COM1 there is still the keyboard.
+            let mut nobody = None;
+            let com1 = serial.first_mut().unwrap_or(&mut nobody);
+            let output = com1.take().unwrap_or_else(|| Box::new(Nothing));
+            *com1 = Some(Script::start(&machine, "com1-script", steps, output, desk).1);
         }
         let mut uarts = Vec::new();
         for (n, (port, chardev)) in ports.iter().zip(serial).enumerate() {
@@ -403,6 +407,11 @@ impl Instance {
     /// The machine as something to save or load; it must be paused.
     pub fn paused(&self) -> Paused<'_> {
         Paused { machine: &self.machine, runner: &self.runner, shape: &self.shape }
+    }
+
+    /// Who types at the keyboard.
+    pub fn typist(&self) -> Arc<Typist> {
+        self.board.typist.clone()
     }
 
     /// The cell of the display adapter.

@@ -94,3 +94,12 @@ pub trait Chardev: Send {
     /// How many more bytes the device can take; the stream holds back the rest.
     fn want(&mut self, bytes: usize);
 }
+
+/// Whoever presses the keys of a keyboard.
+pub trait Keys: Send {
+    /// Who gets [`crate::Event::Key`].
+    fn attach(&mut self, to: Weak<DeviceCell>);
+    /// The guest has read all that the keyboard had to say, and can take the next key (true), or not yet. Called when
+    /// it changes, with the device's lock held.
+    fn want(&mut self, ready: bool);
+}

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::backend::{Chardev, Disk, Net, Unit};
+use crate::backend::{Chardev, Disk, Keys, Net, Unit};
 use crate::clock::{Clock, Timer, TimerSink, Timers};
 use crate::completion::{DiskPort, Queue, SavedAnswer};
 use crate::display::Display;
@@ -43,7 +43,7 @@ pub enum Event {
     Link(bool),
     /// A doorbell at `offset` of region `region` rang, once or more often.
     Doorbell(u32, u64),
-    /// A key went down or up: its set-1 scan code, E0 codes with bit 8.
+    /// A key went down or up: its set-1 scan code, E0 codes with bit 8, and 245 for Pause.
     Key(u16, bool),
     /// The pointer moved by (x right, y up, wheel) with these buttons down.
     Pointer(i32, i32, i32, u8),
@@ -649,6 +649,8 @@ pub struct Backends {
     pub net: Option<Box<dyn Net>>,
     /// A character stream.
     pub chardev: Option<Box<dyn Chardev>>,
+    /// Who presses a keyboard's keys.
+    pub keys: Option<Box<dyn Keys>>,
     /// The contents of the device's expansion ROM.
     pub rom: Option<Vec<u8>>,
 }

@@ -12,6 +12,7 @@ pub mod console;
 pub mod control;
 pub mod disk;
 mod io;
+pub mod keyboard;
 pub mod screen;
 mod signals;
 mod sys;

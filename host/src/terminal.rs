@@ -1,5 +1,5 @@
-//! The terminal that the program was started from: raw while it is a guest's console, as it was found whenever the
-//! program is not running.
+//! The terminal that the program was started from: raw while it is a guest's console, and with a screen of its own while
+//! it shows the guest's; as it was found whenever the program is not running.
 //!
 //! "Whenever" means: a normal end and `exit` (by atexit), a panic (by a hook, for the program is built to abort), a
 //! crash (by handlers that put the terminal right and then let the signal end the program), the signals that
@@ -23,6 +23,15 @@ static FOUND: OnceLock<libc::termios> = OnceLock::new();
 static RAW: AtomicBool = AtomicBool::new(false);
 /// It is to be raw whenever the program runs in the foreground.
 static WANTED: AtomicBool = AtomicBool::new(false);
+
+/// The guest's screen is shown on it, on a screen of its own.
+static SCREEN: AtomicBool = AtomicBool::new(false);
+/// What was on that screen is not there any more.
+static LOST: AtomicBool = AtomicBool::new(false);
+
+/// To the terminal's other screen and back. Attributes, cursor and scrolling are as programs expect them.
+const ENTER_SCREEN: &[u8] = b"\x1b[?1049h\x1b[?7l\x1b[0m\x1b[2J";
+const LEAVE_SCREEN: &[u8] = b"\x1b[0m\x1b[?25h\x1b[?7h\x1b[?1049l";
 
 /// The signals of a crash, and what they did before.
 const CRASHES: [Signal; 5] = [Signal::SIGABRT, Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE];
@@ -56,7 +65,39 @@ fn enter() -> std::io::Result<()> {
     // First the flag: whoever ends the program from here on puts right what may be wrong.
     RAW.store(true, Ordering::SeqCst);
     // Not TCSAFLUSH: what was typed ahead is for the guest.
-    Ok(tcsetattr(terminal(), SetArg::TCSANOW, &raw)?)
+    tcsetattr(terminal(), SetArg::TCSANOW, &raw)?;
+    if SCREEN.load(Ordering::SeqCst) {
+        send(ENTER_SCREEN);
+        LOST.store(true, Ordering::SeqCst);
+    }
+    Ok(())
+}
+
+/// Writes to standard output, from a signal handler too.
+fn send(bytes: &[u8]) {
+    // SAFETY: as for descriptor 0.
+    let _ = nix::unistd::write(unsafe { BorrowedFd::borrow_raw(1) }, bytes);
+}
+
+/// Gives the guest's screen the whole terminal, which is raw already, until [`restore_terminal`].
+pub(crate) fn take_screen() -> std::io::Result<()> {
+    SCREEN.store(true, Ordering::SeqCst);
+    enter()
+}
+
+/// Whether all that was written to the screen is gone; asked once each time.
+pub(crate) fn screen_is_lost() -> bool {
+    LOST.swap(false, Ordering::SeqCst)
+}
+
+/// Columns and lines of the terminal, if it says.
+pub(crate) fn size() -> Option<(usize, usize)> {
+    // SAFETY: all-zero bytes are a valid winsize, which the call only fills in.
+    let size = unsafe {
+        let mut size: libc::winsize = std::mem::zeroed();
+        (libc::ioctl(1, libc::TIOCGWINSZ, &raw mut size) == 0).then_some(size)
+    }?;
+    (size.ws_col > 0 && size.ws_row > 0).then(|| (size.ws_col.into(), size.ws_row.into()))
 }
 
 fn leave() {
@@ -68,6 +109,9 @@ fn leave() {
         quiet.add(Signal::SIGTTOU);
         let old = quiet.thread_swap_mask(SigmaskHow::SIG_BLOCK);
         let _ = tcsetattr(terminal(), SetArg::TCSANOW, &Termios::from(*found));
+        if SCREEN.load(Ordering::SeqCst) {
+            send(LEAVE_SCREEN);
+        }
         if let Ok(old) = old {
             let _ = old.thread_set_mask();
         }
@@ -79,6 +123,7 @@ fn leave() {
 pub fn restore_terminal() {
     WANTED.store(false, Ordering::SeqCst);
     leave();
+    SCREEN.store(false, Ordering::SeqCst);
 }
 
 /// Whether the terminal is raw now, so that a line of text ends with CR LF.

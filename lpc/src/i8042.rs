@@ -5,14 +5,17 @@
 //! time; bytes of the devices wait in their own queues, the controller's answers go first. Scan code set 2 is what the
 //! keyboard sends and the controller translates to set 1 unless told not to; sets 1 and 3 are chosen by F0. A byte is
 //! visible at once; devices do not take the milliseconds that a wire takes, except that the self-test's result of a
-//! reset comes after its acknowledge. The fast reset FE and the A20 output go to the machine.
+//! reset comes after its acknowledge. A key that stays down is repeated with the delay and rate of F3. Whoever presses
+//! keys is told when the guest has read what there was ([`emu::backend::Keys`]), and nothing is lost. The fast reset FE
+//! and the A20 output go to the machine.
 //!
 //! OpenBSD's pckbc wants IRQ 12 only after A8; BSDs and Linux test the ports with AA, AB, A9 and identify with F2.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use emu::{Device, Event, IrqLine, ResetKind, Slot, State, SystemEvent, Widths};
+use emu::backend::Keys;
+use emu::{Device, Event, IrqLine, ResetKind, Slot, State, SystemEvent, Timer, Widths};
 use serde::{Deserialize, Serialize};
 
 const STS_OBF: u8 = 0x01;
@@ -32,8 +35,10 @@ const ACK: u8 = 0xfa;
 const RESEND: u8 = 0xfe;
 const SELF_TEST_OK: u8 = 0xaa;
 
-/// Bytes a device holds back before it drops what the user does.
+/// Bytes that the mouse holds back before it drops what the user does.
 const QUEUE: usize = 64;
+/// Bytes that the keyboard has room for.
+const KEYS: usize = 16;
 /// Answers the controller holds for a guest that does not read them; the chip has room for one.
 const ANSWERS: usize = 16;
 
@@ -71,13 +76,19 @@ struct Keyboard {
     leds: u8,
     rate: u8,
     last: u8,
+    /// The key that is repeated while it stays down.
+    held: Option<u16>,
 }
 
 impl Default for Keyboard {
     fn default() -> Keyboard {
-        Keyboard { out: VecDeque::new(), pending: 0, scanning: true, set: 2, leds: 0, rate: 0x2b, last: 0 }
+        Keyboard { out: VecDeque::new(), pending: 0, scanning: true, set: 2, leds: 0, rate: 0x2b, last: 0, held: None }
     }
 }
+
+/// Keys with codes of their own.
+const PRINT_SCREEN: u16 = 0x137;
+const PAUSE: u16 = 0x245;
 
 impl Keyboard {
     fn send(&mut self, bytes: &[u8]) {
@@ -124,11 +135,39 @@ impl Keyboard {
         }
     }
 
-    /// A key: its set 1 make code, E0 codes with bit 8.
+    /// Nanoseconds until a key that stays down is repeated, and from one repetition to the next.
+    fn typematic(&self) -> (u64, u64) {
+        let delay = 250_000_000 * (u64::from(self.rate >> 5 & 3) + 1);
+        let period = 4_170_000 * (8 + u64::from(self.rate & 7)) << (self.rate >> 3 & 3);
+        (delay, period)
+    }
+
+    /// A key, by its code of [`Event::Key`].
     fn key(&mut self, code: u16, down: bool) {
-        if !self.scanning || self.out.len() >= QUEUE {
+        if !down && self.held == Some(code) {
+            self.held = None;
+        }
+        if !self.scanning || self.out.len() >= KEYS {
             return;
         }
+        match code {
+            PAUSE if down && self.set == 1 => self.send(&[0xe1, 0x1d, 0x45, 0xe1, 0x9d, 0xc5]),
+            PAUSE if down => self.send(&[0xe1, 0x14, 0x77, 0xe1, 0xf0, 0x14, 0xf0, 0x77]),
+            // It says nothing when it is let go.
+            PAUSE => {}
+            PRINT_SCREEN => {
+                // It comes as if with the left shift key.
+                let order = if down { [0x12a, code] } else { [code, 0x12a] };
+                order.into_iter().for_each(|part| self.scan(part, down));
+            }
+            _ => self.scan(code, down),
+        }
+        if down && code != PAUSE {
+            self.held = Some(code);
+        }
+    }
+
+    fn scan(&mut self, code: u16, down: bool) {
         let (extended, set1) = (code & 0x100 != 0, code as u8 & 0x7f);
         if extended {
             self.send(&[0xe0]);
@@ -140,6 +179,13 @@ impl Keyboard {
                 self.send(&[0xf0]);
             }
             self.send(&[set2]);
+        }
+    }
+
+    /// The key that is down comes once more, if the guest has read it before.
+    fn repeat(&mut self) {
+        if let Some(code) = self.held.filter(|_| self.scanning && self.out.is_empty()) {
+            self.key(code, true);
         }
     }
 }
@@ -313,6 +359,10 @@ pub struct I8042 {
     irq1: Arc<IrqLine>,
     irq12: Arc<IrqLine>,
     request: Box<dyn Fn(SystemEvent) + Send>,
+    repeat: Arc<Timer>,
+    keys: Option<Box<dyn Keys>>,
+    /// What [`Keys::want`] was told last.
+    told: bool,
 }
 
 impl I8042 {
@@ -326,7 +376,30 @@ impl I8042 {
                 m.request(event);
             }
         });
-        Box::new(I8042 { regs: Regs::default(), irq1: slot.isa_irq(1), irq12: slot.isa_irq(12), request })
+        let mut keys = slot.backends.keys.take();
+        if let Some(keys) = &mut keys {
+            keys.attach(slot.cell());
+        }
+        Box::new(I8042 {
+            regs: Regs::default(),
+            irq1: slot.isa_irq(1),
+            irq12: slot.isa_irq(12),
+            request,
+            repeat: slot.timer(0),
+            keys,
+            told: false,
+        })
+    }
+
+    /// Tells whoever presses keys whether the next one can come.
+    fn tell(&mut self) {
+        let k = &self.regs.keyboard;
+        let read = k.out.is_empty() && !matches!(self.regs.output, Some((_, false)));
+        let ready = read && k.scanning && self.regs.config & CFG_KBD_OFF == 0;
+        if let Some(keys) = self.keys.as_mut().filter(|_| ready != self.told) {
+            keys.want(ready);
+            self.told = ready;
+        }
     }
 
     /// Fills the output buffer if it is empty, and drives the interrupts.
@@ -350,6 +423,7 @@ impl I8042 {
         let r = &self.regs;
         self.irq1.set(matches!(r.output, Some((_, false))) && r.config & CFG_KBD_IRQ != 0);
         self.irq12.set(matches!(r.output, Some((_, true))) && r.config & CFG_AUX_IRQ != 0);
+        self.tell();
     }
 
     /// Set 2 to set 1: F0 becomes bit 7 of the code that follows.
@@ -481,7 +555,22 @@ impl Device for I8042 {
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::Key(code, down) => self.regs.keyboard.key(code, down),
+            Event::Key(code, down) => {
+                self.regs.keyboard.key(code, down);
+                match self.regs.keyboard.held {
+                    Some(held) if down && held == code => {
+                        self.repeat.set(self.repeat.now() + self.regs.keyboard.typematic().0);
+                    }
+                    Some(_) => {}
+                    None => self.repeat.cancel(),
+                }
+            }
+            Event::Timer(_) => {
+                self.regs.keyboard.repeat();
+                if self.regs.keyboard.held.is_some() {
+                    self.repeat.set(self.repeat.now() + self.regs.keyboard.typematic().1);
+                }
+            }
             Event::Pointer(dx, dy, dz, buttons) => self.regs.mouse.moved(dx, dy, dz, buttons),
             _ => return,
         }
@@ -490,11 +579,16 @@ impl Device for I8042 {
 
     fn reset(&mut self, _: ResetKind) {
         self.regs = Regs::default();
+        self.repeat.cancel();
         self.pump();
     }
 
     fn state(&mut self) -> &mut dyn State {
         &mut self.regs
+    }
+
+    fn restored(&mut self) {
+        self.tell();
     }
 }
 
@@ -564,6 +658,67 @@ mod tests {
             cell.event(Event::Key(code, false));
             assert_eq!(read(&mut b), [code as u8, code as u8 | 0x80]);
         }
+    }
+
+    #[test]
+    fn the_keys_of_two_codes_come_as_they_do_from_a_real_keyboard() {
+        let (mut b, cell) = rig();
+        let mut press = |code, down| {
+            cell.event(Event::Key(code, down));
+            read(&mut b)
+        };
+        assert_eq!(press(PRINT_SCREEN, true), [0xe0, 0x2a, 0xe0, 0x37]);
+        assert_eq!(press(PRINT_SCREEN, false), [0xe0, 0xb7, 0xe0, 0xaa]);
+        assert_eq!(press(PAUSE, true), [0xe1, 0x1d, 0x45, 0xe1, 0x9d, 0xc5]);
+        assert!(press(PAUSE, false).is_empty());
+    }
+
+    #[test]
+    fn a_key_that_stays_down_is_repeated_until_it_is_let_go() {
+        let (mut b, cell) = rig();
+        // 250 ms, 30 a second.
+        b.outb(0x60, 0xf3);
+        b.outb(0x60, 0x00);
+        read(&mut b);
+        cell.event(Event::Key(0x1e, true));
+        assert_eq!(read(&mut b), [0x1e]);
+        b.advance(249_000_000);
+        assert!(read(&mut b).is_empty());
+        b.advance(1_000_000);
+        assert_eq!(read(&mut b), [0x1e]);
+        b.advance(33_360_000);
+        assert_eq!(read(&mut b), [0x1e]);
+        // A guest that does not read is not flooded.
+        b.advance(10_000_000_000);
+        assert_eq!(read(&mut b).len(), 1);
+        cell.event(Event::Key(0x1e, false));
+        b.advance(10_000_000_000);
+        assert_eq!(read(&mut b), [0x9e]);
+    }
+
+    #[test]
+    fn whoever_presses_keys_hears_when_the_guest_has_read_them() {
+        #[derive(Clone, Default)]
+        struct Typist(Arc<std::sync::Mutex<Vec<bool>>>);
+        impl Keys for Typist {
+            fn attach(&mut self, _: std::sync::Weak<DeviceCell>) {}
+            fn want(&mut self, ready: bool) {
+                self.0.lock().unwrap().push(ready);
+            }
+        }
+        let mut b = Bench::new();
+        let typist = Typist::default();
+        let backends = emu::Backends { keys: Some(Box::new(typist.clone())), ..emu::Backends::default() };
+        let cell = b.machine.plug_with("i8042", None, backends, |slot| Ok(I8042::create(slot))).unwrap();
+        b.machine.reset(ResetKind::PowerOn);
+        cell.event(Event::Key(0x148, true));
+        assert_eq!(*typist.0.lock().unwrap(), [true, false]);
+        b.inb(0x60);
+        assert_eq!(typist.0.lock().unwrap().len(), 2, "one of two bytes is read");
+        b.inb(0x60);
+        b.outb(0x64, 0xad);
+        b.outb(0x64, 0xae);
+        assert_eq!(*typist.0.lock().unwrap(), [true, false, true, false, true]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub enum ConsoleCommand {
 }
 
 /// What `~?` shows.
-pub(super) const HELP: &str = "\r\n\
+pub(crate) const HELP: &str = "\r\n\
     Commands, at the start of a line:\r\n\
     \x20 ~.   quit: end the machine\r\n\
     \x20 ~p   press the power button\r\n\
@@ -27,7 +27,7 @@ pub(super) const HELP: &str = "\r\n\
 
 /// What became of a byte that was typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Typed {
+pub(crate) enum Typed {
     /// Nothing yet.
     Held,
     /// It is for the guest.
@@ -44,7 +44,7 @@ pub(super) enum Typed {
 
 /// The state between two bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Escape {
+pub(crate) enum Escape {
     /// Nothing was typed since the last end of line.
     #[default]
     LineStart,
@@ -58,7 +58,7 @@ const SUSPEND: u8 = 0x1a;
 
 impl Escape {
     /// Takes the next byte.
-    pub(super) fn feed(&mut self, byte: u8) -> Typed {
+    pub(crate) fn feed(&mut self, byte: u8) -> Typed {
         let after_tilde = *self == Escape::Tilde;
         if *self == Escape::LineStart && byte == b'~' {
             *self = Escape::Tilde;

@@ -3,13 +3,13 @@
 //! All of them share [`line`], which says what happens to bytes that nobody takes. A console lives as long as the
 //! device that it was given to; sockets and links go with it.
 
-mod escape;
+pub(crate) mod escape;
 mod file;
 mod line;
 mod pty;
 mod script;
 mod socket;
-mod stdio;
+pub(crate) mod stdio;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -23,7 +23,7 @@ use emu::backend::Chardev;
 
 pub use self::escape::ConsoleCommand;
 use self::line::Line;
-pub use self::script::{Script, Step, When};
+pub use self::script::{Desk, Script, Step, When};
 use crate::io::Io;
 
 /// A kind of console.

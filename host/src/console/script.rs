@@ -1,5 +1,5 @@
-//! Input from a list instead of from a person: bytes at fixed moments of guest time, or when the guest has printed
-//! something.
+//! Input from a list instead of from a person: bytes and keys at fixed moments of guest time, or when the guest has
+//! printed something or shows it on its screen.
 //!
 //! Everything happens by the machine's own timers and by what the guest does, so that under the instruction clock two
 //! runs get the same input at the same instruction. The output goes on to another console, whose input is cut off.
@@ -11,8 +11,12 @@ use emu::backend::Chardev;
 use emu::{DeviceCell, DeviceState, Event, Machine, ResetKind, Saved, Timer, TimerSink};
 use serde::{Deserialize, Serialize};
 
+use crate::keyboard::{Press, Typist};
+
 /// Bytes of output that are kept for a pattern that is not looked for yet.
 const HEARD: usize = 64 << 10;
+/// How often the screen is looked at, in nanoseconds of guest time.
+const LOOK: u64 = 20_000_000;
 const VERSION: u32 = 1;
 
 /// What a step waits for.
@@ -27,6 +31,13 @@ pub enum When {
         /// Nanoseconds of guest time to wait from then on.
         after: u64,
     },
+    /// A text is on the screen.
+    Shown {
+        /// Part of a line.
+        text: String,
+        /// Nanoseconds of guest time to wait from then on.
+        after: u64,
+    },
 }
 
 /// One step of a script. It begins to wait when the step before it has sent its bytes.
@@ -34,8 +45,19 @@ pub enum When {
 pub struct Step {
     /// What it waits for.
     pub when: When,
-    /// What it then types.
+    /// What it then types at the console.
     pub send: Vec<u8>,
+    /// What it then types at the keyboard.
+    pub keys: Vec<Press>,
+}
+
+/// Where a script types keys, and the adapter whose screen it looks at.
+#[derive(Clone)]
+pub struct Desk {
+    /// The keyboard.
+    pub typist: Arc<Typist>,
+    /// The screen.
+    pub screen: Option<Arc<DeviceCell>>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -56,6 +78,7 @@ struct State {
 pub struct Script {
     name: String,
     steps: Vec<Step>,
+    desk: Option<Desk>,
     timer: OnceLock<Timer>,
     cell: Mutex<Weak<DeviceCell>>,
     state: Mutex<State>,
@@ -68,10 +91,12 @@ impl Script {
         name: &str,
         steps: Vec<Step>,
         output: Box<dyn Chardev>,
+        desk: Option<Desk>,
     ) -> (Arc<Script>, Box<dyn Chardev>) {
         let script = Arc::new(Script {
             name: name.to_owned(),
             steps,
+            desk,
             timer: OnceLock::new(),
             cell: Mutex::default(),
             state: Mutex::default(),
@@ -102,18 +127,39 @@ impl Script {
                     When::Seen { pattern, after } => {
                         find(&mut state.heard, pattern).then(|| now.saturating_add(*after))
                     }
+                    // Looking takes the adapter's lock, which only the timer can.
+                    When::Shown { .. } => None,
                 };
             }
             if state.due.is_none_or(|due| due > now) {
                 break;
             }
             state.pending.extend(&step.send);
+            if let Some(desk) = &self.desk {
+                desk.typist.press(&step.keys);
+            }
             state.due = None;
             state.next += 1;
         }
         let deliver = state.want > 0 && !state.pending.is_empty();
         // The device lock may be held here; the timer calls back without it, at the same moment of guest time.
-        timer.set(if deliver { now } else { state.due.unwrap_or(u64::MAX) });
+        let looks = matches!(self.steps.get(state.next), Some(Step { when: When::Shown { .. }, .. }));
+        let idle = if looks { now.saturating_add(LOOK) } else { u64::MAX };
+        timer.set(if deliver { now } else { state.due.unwrap_or(idle) });
+    }
+
+    /// Looks at the screen if that is what the present step waits for.
+    fn look(&self) {
+        let next = self.state.lock().unwrap().next;
+        let Some(Step { when: When::Shown { text, after }, .. }) = self.steps.get(next) else { return };
+        let screen = self.desk.as_ref().and_then(|desk| desk.screen.as_ref());
+        let shown = screen.and_then(|cell| cell.with(|d| d.display().and_then(|display| display.text())).flatten());
+        if shown.is_some_and(|shown| crate::screen::plain(&shown).contains(text)) {
+            let mut state = self.state.lock().unwrap();
+            if state.due.is_none() {
+                state.due = Some(self.timer().now().saturating_add(*after));
+            }
+        }
     }
 
     fn hear(&self, bytes: &[u8]) {
@@ -152,6 +198,7 @@ fn find(heard: &mut Vec<u8>, pattern: &[u8]) -> bool {
 
 impl TimerSink for Script {
     fn fire(&self, _id: u32) {
+        self.look();
         let bytes: Vec<u8> = {
             let mut state = self.state.lock().unwrap();
             self.go_on(&mut state, self.timer());
@@ -245,17 +292,18 @@ mod tests {
     }
 
     fn at(moment: u64, send: &[u8]) -> Step {
-        Step { when: When::At(moment), send: send.to_vec() }
+        Step { when: When::At(moment), send: send.to_vec(), keys: Vec::new() }
     }
 
     fn seen(pattern: &[u8], after: u64, send: &[u8]) -> Step {
-        Step { when: When::Seen { pattern: pattern.to_vec(), after }, send: send.to_vec() }
+        Step { when: When::Seen { pattern: pattern.to_vec(), after }, send: send.to_vec(), keys: Vec::new() }
     }
 
     fn start(steps: &[Step], quick: bool) -> (Rig, Arc<Script>, Plugged, Capture) {
         let rig = Rig::new();
         let capture = Capture::default();
-        let (script, console) = Script::start(&rig.bench.machine, "script", steps.to_vec(), Box::new(capture.clone()));
+        let (script, console) =
+            Script::start(&rig.bench.machine, "script", steps.to_vec(), Box::new(capture.clone()), None);
         let com = rig.plug(console, quick);
         (rig, script, com, capture)
     }
@@ -328,6 +376,7 @@ mod tests {
             "script",
             vec![seen(b"ab", 0, b"")],
             Box::new(Capture(Arc::default(), Some(1))),
+            None,
         );
         assert_eq!(console.write(b"ab"), 1);
         assert_eq!(script.position(), 0);

@@ -80,7 +80,7 @@ fn write_all(to: &mut File, mut bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// Reads some bytes; none at the end, or when there will be no more.
-fn read<'a>(from: &mut File, buf: &'a mut [u8]) -> &'a [u8] {
+pub(crate) fn read<'a>(from: &mut File, buf: &'a mut [u8]) -> &'a [u8] {
     loop {
         match from.read(buf) {
             Ok(n) => return &buf[..n],

@@ -1,8 +1,12 @@
 //! Screens: what a display adapter shows, as text and on the user's terminal.
 
+mod canvas;
 mod cp437;
+mod terminal;
 
 use emu::TextScreen;
+
+pub use terminal::Terminal;
 
 /// A screen of characters as lines of text, without the spaces at their ends.
 pub fn plain(screen: &TextScreen) -> String {
