@@ -21,4 +21,5 @@ pub static MODELS: &[&Model] = &[
     &video::stdvga::MODEL,
     &virtio::blk::MODEL,
     &virtio::net::MODEL,
+    &storage::nvme::NVME,
 ];

@@ -1,7 +1,7 @@
 //! Disks and drives, and the controllers that they hang on.
 //!
-//! A drive is what understands commands (`drive`, with the command sets `ata`, `sata` and `atapi`); a controller is how a guest
-//! reaches its registers and how it reaches memory ([`piix_ide`], [`ahci`]).
+//! A drive is what understands commands (`drive`, with the command sets `ata`, `sata` and `atapi`); a controller is how
+//! a guest reaches its registers and how it reaches memory ([`piix_ide`], [`ahci`]). [`nvme`] is both in one.
 
 pub mod ahci;
 mod ahci_port;
@@ -9,6 +9,9 @@ mod ata;
 mod atapi;
 mod bus_master;
 mod drive;
+pub mod nvme;
+mod nvme_admin;
+mod nvme_queue;
 pub mod piix_ide;
 mod sata;
 #[cfg(test)]

@@ -18,6 +18,7 @@ use emu::{
 mod ahci;
 mod display;
 mod ide;
+mod nvme;
 mod virtio;
 
 /// Steps of a stream before its state is taken over, and after.
@@ -41,6 +42,7 @@ const GUESTS: &[(&str, Guest)] = &[
     ("vga", display::guest),
     ("virtio-blk", virtio::guest),
     ("virtio-net", virtio::guest),
+    ("nvme", nvme::guest),
 ];
 
 type Guest = fn(&mut Rng) -> Vec<Op>;
@@ -360,6 +362,7 @@ models! {
     vga: "vga",
     virtio_blk: "virtio-blk",
     virtio_net: "virtio-net",
+    nvme: "nvme",
 }
 
 #[test]
