@@ -33,7 +33,7 @@ fn fits(section: &str, class: Class) -> bool {
         Class::Storage { cds, .. } => section == "disk" || section == "cd" && cds,
         Class::Network => section == "nic",
         Class::Display => section == "screen",
-        Class::Other => false,
+        Class::Other => section == "device",
     }
 }
 
@@ -174,6 +174,10 @@ impl Plan {
             for nic in node.children("nic").iter().filter(|d| d.is_given("slot") == has_slot) {
                 let put = Want::new(nic).and_then(|want| plan.card(want, node.text("name")));
                 errors.extend(put.err().map(|p| at_key(nic, p).into()));
+            }
+            for other in node.children("device").iter().filter(|d| d.is_given("slot") == has_slot) {
+                let put = Want::new(other).and_then(|want| plan.put(want).map(|_| ()));
+                errors.extend(put.err().map(|p| at_key(other, p).into()));
             }
         }
         for floppy in node.children("floppy") {

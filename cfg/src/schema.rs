@@ -2,7 +2,7 @@
 //!
 //! Which words name a profile, a guest, a board, a processor or a device model is the caller's to say; the classes
 //! asked of its [`Catalogue`](crate::Catalogue) are `profile`, `guest`, `board`, `cpu`, `cpu-feature`, `disk`, `cd`,
-//! `floppy`, `nic` and `screen`. A model brings the keys that its device declares to the section that names it.
+//! `floppy`, `nic`, `device` and `screen`. A model brings the keys that its device declares to the section that names it.
 
 use crate::key::{Key, Kind, PathCheck, Rule, Section, Shape};
 
@@ -42,10 +42,14 @@ pub static MACHINE: Section = Section {
             "start of everything random (numbers, date, UUID, MACs) if clock = instructions",
         ),
     ],
-    sections: &[BOOT, DISK, CD, FLOPPY, NIC, SERIAL, CPU, ACPI, SCREEN, QUIRKS, AUTOSTART, VARS],
+    sections: &[BOOT, DISK, CD, FLOPPY, NIC, DEVICE, SERIAL, CPU, ACPI, SCREEN, QUIRKS, AUTOSTART, VARS],
     rules: &[
         Rule::Required("name"),
-        Rule::Unique { keys: &["disk.*.slot", "cd.*.slot", "nic.*.slot", "screen.slot"], only: None, what: "PCI slot" },
+        Rule::Unique {
+            keys: &["disk.*.slot", "cd.*.slot", "nic.*.slot", "device.*.slot", "screen.slot"],
+            only: None,
+            what: "PCI slot",
+        },
         Rule::Unique { keys: &["nic.*.mac"], only: None, what: "MAC address" },
         Rule::Unique { keys: &["serial.*.backend"], only: Some("stdio"), what: "backend" },
         Rule::Unique { keys: &["serial.*.address", "screen.vnc"], only: None, what: "address" },
@@ -150,6 +154,15 @@ const NIC: Section = Section {
         Rule::NeedsWhen { key: "backend", is: "bridge", needs: "interface" },
         Rule::NeedsWhen { key: "backend", is: "socket", needs: "path" },
     ],
+    ..Section::EMPTY
+};
+
+const DEVICE: Section = Section {
+    name: "device",
+    help: "a device of any other kind",
+    shape: Shape::Array { max: 32 },
+    keys: &[key("model", Kind::Named("device"), None, "what it is"), SLOT],
+    rules: &[Rule::Required("model")],
     ..Section::EMPTY
 };
 

@@ -22,4 +22,5 @@ pub static MODELS: &[&Model] = &[
     &virtio::blk::MODEL,
     &virtio::net::MODEL,
     &storage::nvme::NVME,
+    &virtio::rnd::MODEL,
 ];

@@ -189,7 +189,7 @@ fn a_cd_is_read_by_pio() {
     assert!(ended.result("cd").1.contains("bytes=300000 "), "{}", ended.result("cd").1);
 }
 
-/// Linux's drivers on two virtio disks and a network card of this version; what they said of the disk.
+/// Linux's drivers on virtio devices of this version: disks, a network card, random numbers. What they said of the disk.
 fn virtio(version: &str, disks: &[&Image], more: &[&str], args: &str) -> Option<(Ended, String)> {
     let mut settings: Vec<String> = more.iter().map(|s| (*s).to_owned()).collect();
     for (n, disk) in disks.iter().enumerate() {
@@ -200,10 +200,12 @@ fn virtio(version: &str, disks: &[&Image], more: &[&str], args: &str) -> Option<
     for (key, value) in [("model", "virtio-net"), ("version", version), ("backend", "none")] {
         settings.push(format!("nic.0.{key}={value}"));
     }
-    let args = format!("test=disk,net,dmesg disk.driver=virtio_blk disk.mib=4 disk.blocks=4 {args}");
+    settings.extend(["device.0.model=virtio-rnd".to_owned(), format!("device.0.version={version}")]);
+    let args = format!("test=disk,net,rnd,dmesg disk.driver=virtio_blk disk.mib=4 disk.blocks=4 {args}");
     let ended = boot("amd64", &settings, &args)?;
     assert!(ended.result("net").1.contains(" mac=00:a0:98:"), "{}", ended.console);
     assert!(ended.result("net").1.contains(" carrier=0 "), "{}", ended.console);
+    assert!(ended.result("rnd").1.contains(" source=virtio_rng.0 "), "{}", ended.console);
     assert!(disks[0].has_stream(4 * MIB), "the image is not what the guest wrote");
     let said = ended.result("disk").1.to_owned();
     Some((ended, said))

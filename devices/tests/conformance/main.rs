@@ -43,6 +43,7 @@ const GUESTS: &[(&str, Guest)] = &[
     ("virtio-blk", virtio::guest),
     ("virtio-net", virtio::guest),
     ("nvme", nvme::guest),
+    ("virtio-rnd", virtio::guest),
 ];
 
 type Guest = fn(&mut Rng) -> Vec<Op>;
@@ -139,6 +140,8 @@ impl Rig {
         for (mine, its) in self.disks.iter().zip(&twin.disks) {
             its.set_bytes(mine.bytes());
         }
+        let random = self.bench.machine.random().save();
+        twin.bench.machine.random().load(random).expect("a generator");
         twin.cell.load(saved).expect("it loads what it saved");
         twin.observe();
         twin
@@ -363,6 +366,7 @@ models! {
     virtio_blk: "virtio-blk",
     virtio_net: "virtio-net",
     nvme: "nvme",
+    virtio_rnd: "virtio-rnd",
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod blk;
 mod driver;
 mod net;
 mod racing;
+mod rnd;
 mod transport;
 
 use driver::*;
