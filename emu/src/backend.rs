@@ -71,6 +71,10 @@ pub trait Disk: Send {
     fn submit(&mut self, request: DiskRequest, ticket: Ticket);
     /// Forgets all requests of this handle that are under way: none of them touches guest memory after this returns.
     fn cancel(&mut self);
+    /// The guest wants the medium to stay in the drive, or no longer wants that.
+    fn lock(&mut self, locked: bool) {
+        let _ = locked;
+    }
     /// Another handle on the same store. Requests of all handles are served in the order in which they were made.
     fn share(&self) -> Box<dyn Disk>;
 }

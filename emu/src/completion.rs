@@ -222,6 +222,11 @@ impl DiskPort {
         }
     }
 
+    /// The guest wants the medium to stay in the drive, or no longer wants that: who would change it is to know.
+    pub fn lock(&mut self, locked: bool) {
+        self.disk.lock(locked);
+    }
+
     /// Forgets all requests: after this none touches guest memory, and none is answered. A device that is reset must
     /// do it.
     pub fn cancel(&mut self) {

@@ -31,6 +31,23 @@ impl IoVec {
         &self.parts
     }
 
+    /// The `len` bytes of it from byte `from` on.
+    ///
+    /// # Panics
+    /// When it has fewer.
+    pub fn part(&self, from: u64, len: u64) -> IoVec {
+        assert!(from.checked_add(len).is_some_and(|end| end <= self.len), "a part that is not there");
+        let (mut skip, mut part) = (from, IoVec::default());
+        for (at, n) in &self.parts {
+            let here = n.saturating_sub(skip).min(len - part.len);
+            if here > 0 {
+                part.push(RamAddr(at.0 + skip), here);
+            }
+            skip = skip.saturating_sub(*n);
+        }
+        part
+    }
+
     fn push(&mut self, at: RamAddr, len: u64) {
         self.len += len;
         match self.parts.last_mut() {
@@ -158,6 +175,21 @@ mod tests {
         assert_eq!(dma.fetch::<2>(0x1000), [0xff, 0xff]);
         dma.master.store(true, Ordering::Relaxed);
         assert_eq!(dma.fetch::<2>(0x1000), [0, 0]);
+    }
+
+    #[test]
+    fn a_part_has_the_bytes_that_it_names() {
+        let bench = Bench::new();
+        let (dma, mut iov) = (bench.dma(), IoVec::default());
+        assert!([(0, 10), (100, 20), (200, 5)].iter().all(|(at, len)| dma.gather(&mut iov, *at, *len, true)));
+        let start = iov.parts()[0].0.0;
+        let places =
+            |from, len| iov.part(from, len).parts().iter().map(|(at, n)| (at.0 - start, *n)).collect::<Vec<_>>();
+        assert_eq!(places(0, 35), [(0, 10), (100, 20), (200, 5)]);
+        assert_eq!(places(4, 8), [(4, 6), (100, 2)]);
+        assert_eq!(places(10, 20), [(100, 20)]);
+        assert_eq!(places(15, 17), [(105, 15), (200, 2)]);
+        assert_eq!(places(35, 0), []);
     }
 
     #[test]
