@@ -358,11 +358,16 @@ impl Drive {
         if size > 0 { Ok(size.min(u32::MAX.into())) } else { Err(NOT_READY) }
     }
 
-    /// Somebody put another disc in, or took it out.
+    /// Somebody outside put another disc in, or took it out, and closed the tray.
     pub fn medium_changed(&mut self) {
-        if !self.packet() {
-            return;
+        if self.packet() {
+            self.atapi().tray_open = false;
+            self.tray_moved();
         }
+    }
+
+    /// Tells whether there is a disc now.
+    fn tray_moved(&mut self) {
         let there = self.disc().is_ok();
         let atapi = self.atapi();
         atapi.media_event = if there { EVENT_NEW } else { EVENT_REMOVED };
@@ -400,7 +405,9 @@ impl Drive {
             0x1a | 0x5a => self.mode_sense(c),
             0x1b => self.start_stop(c[4]),
             0x1e => {
-                atapi.locked = c[4] & 1 != 0;
+                let locked = c[4] & 1 != 0;
+                atapi.locked = locked;
+                self.disk.iter_mut().for_each(|disk| disk.lock(locked));
                 Ok(Answer::Done)
             }
             0x25 => {
@@ -458,7 +465,7 @@ impl Drive {
             eject => {
                 let open = eject == 2;
                 if std::mem::replace(&mut self.atapi().tray_open, open) != open {
-                    self.medium_changed();
+                    self.tray_moved();
                 }
             }
         }

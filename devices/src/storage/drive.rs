@@ -210,6 +210,7 @@ impl Drive {
     /// Everything as at power-on.
     pub fn power_on(&mut self) {
         self.cancel();
+        self.disk.iter_mut().for_each(|disk| disk.lock(false));
         let set = match self.state.set {
             CommandSet::Ata(_) => CommandSet::Ata(Ata::new(self.sectors())),
             CommandSet::Atapi(_) => CommandSet::Atapi(Atapi::default()),
