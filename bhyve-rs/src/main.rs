@@ -7,6 +7,7 @@ mod config;
 mod entry;
 mod firmware;
 mod log;
+mod media;
 mod plan;
 mod processor;
 mod remote;
@@ -308,7 +309,7 @@ fn start(spec: &Spec, node: &Node, plan: Plan, options: &RunOptions, dir: Option
         }
         _ => None,
     };
-    let reach = Reach { handle, facts, screen: instance.screen(), typist: instance.typist() };
+    let reach = Reach { handle, facts, screen: instance.screen(), typist: instance.typist(), media: instance.media() };
     let server = dir.map(|dir| remote::serve(dir, node.text("name"), reach)).transpose()?;
     let (ended, why) = instance.run(options.until);
     consoles.flush();

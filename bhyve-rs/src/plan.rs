@@ -13,9 +13,10 @@ use cfg::{Error, Key, Kind, Node, PciSlot, Problem};
 use devices::MODELS;
 use emu::backend::Disk;
 use emu::{Backends, Bdf, Class, DeviceCell, Machine, Model, ParamKind, Params, Unit};
-use host::disk::{Image, ImageOptions};
+use host::disk::{Format, Image, ImageOptions, OnError};
 
 use crate::board;
+use crate::media::{Drive, Media};
 
 /// The controller that the board brings.
 const IDE: &str = "ide";
@@ -82,7 +83,7 @@ struct Placed {
     /// Nothing is added to its units: somebody put it into this slot, or gave it keys of its own.
     closed: bool,
     units: Vec<Unit>,
-    images: Vec<Option<Image>>,
+    images: Vec<Option<Content>>,
     rom: Option<Vec<u8>>,
 }
 
@@ -101,8 +102,17 @@ pub struct Plugged {
 pub struct Peripherals {
     /// The drives, each with a further handle on its disk.
     pub drives: Vec<Plugged>,
+    /// What can be put into the drives and taken out.
+    pub media: Media,
     /// The display adapter.
     pub screen: Option<Arc<DeviceCell>>,
+}
+
+/// What is in a drive, and for which drive of the configuration.
+struct Content {
+    name: String,
+    options: ImageOptions,
+    image: Image,
 }
 
 /// Everything that is plugged into a board.
@@ -110,7 +120,7 @@ pub struct Plan {
     board: &'static board::Kind,
     placed: Vec<Placed>,
     /// What is in the diskette drives.
-    floppies: Vec<Option<Image>>,
+    floppies: Vec<Content>,
 }
 
 /// What a drive or a card wants of the plan.
@@ -166,7 +176,7 @@ impl Plan {
             }
             for (name, unit) in sections {
                 for drive in node.children(name).iter().filter(|d| d.is_given("slot") == has_slot) {
-                    let image = if images { image(drive, unit) } else { Ok(None) };
+                    let image = images.then(|| content(drive, name)).transpose();
                     let mut put = |image| Want::new(drive).and_then(|want| plan.drive(want, unit, image));
                     errors.extend(image.and_then(|image| put(image).map_err(|p| at_key(drive, p).into())).err());
                 }
@@ -180,14 +190,11 @@ impl Plan {
                 errors.extend(put.err().map(|p| at_key(other, p).into()));
             }
         }
-        for floppy in node.children("floppy") {
-            let options = ImageOptions { read_only: floppy.bool("readonly"), ..ImageOptions::default() };
-            let path = floppy.is_given("path").then(|| floppy.path("path")).filter(|_| images);
-            let image = path.map(|path| Image::open(path, options)).transpose();
-            plan.floppies.push(image.unwrap_or_else(|e| {
-                errors.push(e);
-                None
-            }));
+        for floppy in node.children("floppy").iter().filter(|_| images) {
+            match content(floppy, "floppy") {
+                Ok(content) => plan.floppies.push(content),
+                Err(e) => errors.push(e),
+            }
         }
         if errors.is_empty() { Ok(plan) } else { Err(errors) }
     }
@@ -206,7 +213,8 @@ impl Plan {
 
     /// Adds a disk of the machine's usual kind.
     pub fn disk(&mut self, model: &str, image: Image) -> Result<()> {
-        self.drive(Want { model, ..Want::default() }, Unit::Disk, Some(image)).map_err(|p| anyhow!("{}", p.message))
+        let content = Content { name: "disk0".to_owned(), options: ImageOptions::default(), image };
+        self.drive(Want { model, ..Want::default() }, Unit::Disk, Some(content)).map_err(|p| anyhow!("{}", p.message))
     }
 
     /// Adds a network card to a machine of this name. Nothing is connected to it.
@@ -222,7 +230,7 @@ impl Plan {
         Ok(())
     }
 
-    fn drive(&mut self, want: Want, unit: Unit, image: Option<Image>) -> Result<(), Problem> {
+    fn drive(&mut self, want: Want, unit: Unit, image: Option<Content>) -> Result<(), Problem> {
         let fits = |p: &Placed| !want.closed && !p.closed && p.units.contains(&Unit::None);
         let free = match want.model {
             IDE => {
@@ -283,13 +291,24 @@ impl Plan {
     pub fn plug(self, machine: &Arc<Machine>) -> Result<Peripherals> {
         let ram = machine.space.ram();
         let mut plugged = Peripherals::default();
-        for image in self.floppies {
-            let disk = image.map(|i| i.attach(ram)).transpose()?;
-            plugged.drives.push(Plugged { kind: DriveKind::Floppy, place: None, disk });
+        for Content { name, options, image } in self.floppies {
+            let (disk, control) = image.attach_with_control(ram)?;
+            plugged.drives.push(Plugged { kind: DriveKind::Floppy, place: None, disk: Some(disk) });
+            plugged.media.0.push(Drive { name, options, control, controller: None });
         }
         for p in self.placed {
-            let disks: Vec<Option<Box<dyn Disk>>> =
-                p.images.into_iter().map(|i| i.map(|i| i.attach(ram)).transpose()).collect::<Result<_>>()?;
+            let mut disks: Vec<Option<Box<dyn Disk>>> = Vec::new();
+            let mut here = Vec::new();
+            for (unit, content) in p.images.into_iter().enumerate() {
+                disks.push(match content {
+                    None => None,
+                    Some(Content { name, options, image }) => {
+                        let (disk, control) = image.attach_with_control(ram)?;
+                        here.push((unit, Drive { name, options, control, controller: None }));
+                        Some(disk)
+                    }
+                });
+            }
             let units = p.units.iter().zip(&disks).enumerate().filter(|(_, (kind, _))| **kind != Unit::None);
             plugged.drives.extend(units.map(|(unit, (kind, disk))| Plugged {
                 kind: if *kind == Unit::Cd { DriveKind::Cd } else { DriveKind::Disk },
@@ -300,6 +319,8 @@ impl Plan {
             let backends = Backends { disks, units: p.units, rom: p.rom, ..Backends::default() };
             let cell = machine.plug(p.model, &name, Some(p.bdf), &p.params, backends);
             let cell = cell.map_err(|e| anyhow!("{name}: {e}"))?;
+            let with = |(unit, d)| Drive { controller: Some((cell.clone(), unit)), ..d };
+            plugged.media.0.extend(here.into_iter().map(with));
             if p.model.class == Class::Display {
                 plugged.screen = Some(cell);
             }
@@ -315,14 +336,14 @@ impl fmt::Display for Plan {
             write!(f, "[{} {}", p.model.name, p.bdf)?;
             for (unit, image) in p.units.iter().zip(&p.images) {
                 match image {
-                    Some(image) => write!(f, " {unit:?} {}", image.size())?,
+                    Some(content) => write!(f, " {unit:?} {}", content.image.size())?,
                     None => write!(f, " {unit:?}")?,
                 }
             }
             f.write_str("]")?;
         }
-        for image in &self.floppies {
-            write!(f, "[floppy {}]", image.as_ref().map_or(0, Image::size))?;
+        for content in &self.floppies {
+            write!(f, "[floppy {}]", content.image.size())?;
         }
         Ok(())
     }
@@ -342,34 +363,40 @@ fn mac(machine: &str, bdf: Bdf) -> String {
 }
 
 /// What is in a drive.
-fn image(drive: &Node, unit: Unit) -> Result<Option<Image>> {
-    let options = match unit {
-        Unit::Cd => ImageOptions { read_only: true, ..ImageOptions::default() },
-        _ => ImageOptions { read_only: drive.bool("readonly"), write_through: drive.text("cache") == "writethrough" },
+fn content(drive: &Node, section: &str) -> Result<Content> {
+    let options = match section {
+        "cd" => ImageOptions { read_only: true, ..ImageOptions::default() },
+        "floppy" => ImageOptions { read_only: drive.bool("readonly"), ..ImageOptions::default() },
+        _ => ImageOptions {
+            format: Format::named(drive.text("format")).unwrap_or_default(),
+            read_only: drive.bool("readonly"),
+            write_through: drive.text("cache") == "writethrough",
+            direct: drive.text("cache") == "none",
+            snapshot: drive.bool("snapshot"),
+            on_error: if drive.text("on_error") == "pause" { OnError::Pause } else { OnError::Report },
+        },
     };
-    drive.is_given("path").then(|| Image::open(drive.path("path"), options)).transpose()
+    let name = format!("{section}{}", drive.index());
+    let image = match drive.is_given("path") {
+        true => Image::open(drive.path("path"), options)?,
+        false => Image::empty(&name),
+    };
+    Ok(Content { name, options, image })
 }
 
 /// What cannot be plugged in.
 pub fn check(node: &Node) -> Vec<Error> {
     let say = |message: &str, allowed: &str| Problem::new(message).allowed(allowed);
-    let mut errors = Vec::new();
-    for disk in node.children("disk") {
-        if !matches!(disk.text("format"), "auto" | "raw") {
-            errors.push(disk.error("format", say("this version reads raw images only", "auto, raw")));
-        }
-        if disk.text("cache") == "none" {
-            errors.push(disk.error("cache", say("not in this version yet", "writeback, writethrough")));
-        }
-    }
-    for nic in node.children("nic") {
-        if nic.text("backend") != "none" {
-            errors.push(nic.error("backend", say("this version has network cards without a cable only", "none")));
-        }
-    }
+    let by_instructions = node.text("clock") == "instructions";
+    let waits = |disk: &&Node| by_instructions && disk.text("on_error") == "pause";
+    let waits = node.children("disk").iter().filter(waits);
+    let waits =
+        waits.map(|d| d.error("on_error", say("guest time that follows instructions waits for no host", "report")));
+    let cables = node.children("nic").iter().filter(|nic| nic.text("backend") != "none");
+    let cables =
+        cables.map(|nic| nic.error("backend", say("this version has network cards without a cable only", "none")));
     let planned = Plan::of(node, false).err().unwrap_or_default();
-    errors.extend(planned.into_iter().filter_map(|e| e.downcast::<Error>().ok()));
-    errors
+    planned.into_iter().filter_map(|e| e.downcast::<Error>().ok()).chain(waits).chain(cables).collect()
 }
 
 /// Opens and locks the images, and says what goes where.

@@ -15,6 +15,7 @@ use host::control::{self, CallError, Members, Reply, Request, Server};
 use host::keyboard::{self, Typist};
 use serde_json::{Value, json};
 
+use crate::media::{self, Change, Media};
 use crate::vm::{Ended, Handle, Order, Status};
 use crate::{SUCCESS, screenshot};
 
@@ -92,6 +93,31 @@ pub enum Verb {
         #[arg(required = true, allow_hyphen_values = true)]
         keys: Vec<String>,
     },
+    /// Put an image into a CD-ROM or diskette drive of a machine, in place of what is in there.
+    Insert {
+        #[command(flatten)]
+        target: Target,
+        /// Drive: cd0, floppy0 ...
+        #[arg(short, long, value_name = "DRIVE", default_value = "cd0")]
+        drive: String,
+        /// Even if the guest has locked the drive.
+        #[arg(long)]
+        force: bool,
+        /// Image.
+        #[arg(short, long, value_name = "FILE")]
+        image: PathBuf,
+    },
+    /// Take out what is in a CD-ROM or diskette drive of a machine.
+    Eject {
+        #[command(flatten)]
+        target: Target,
+        /// Drive: cd0, floppy0 ...
+        #[arg(short, long, value_name = "DRIVE", default_value = "cd0")]
+        drive: String,
+        /// Even if the guest has locked the drive.
+        #[arg(long)]
+        force: bool,
+    },
     /// Wait until a machine ends, and exit as it does.
     Wait {
         #[command(flatten)]
@@ -136,6 +162,14 @@ impl Verb {
                 call_with(&target.socket(dir)?, "sendkeys", argument("keys", keys), Some(PATIENCE))?;
                 Ok(SUCCESS)
             }
+            Verb::Insert { target, drive, force, image } => {
+                let image = media::absolute(image)?;
+                let image = image.to_str().ok_or_else(|| anyhow!("{} is no UTF-8", image.display()))?;
+                change(target, dir, "insert", &json!({ "drive": drive, "force": force, "image": image }))
+            }
+            Verb::Eject { target, drive, force } => {
+                change(target, dir, "eject", &json!({ "drive": drive, "force": force }))
+            }
             Verb::Wait { target } => {
                 let results = call(&target.socket(dir)?, "wait", None)?;
                 let status = results.get("status").and_then(Value::as_u64);
@@ -158,6 +192,13 @@ impl Target {
         }
         Ok(control::socket_path(dir, &name))
     }
+}
+
+/// Has something done to a drive.
+fn change(target: &Target, dir: &Path, verb: &str, args: &Value) -> Result<u8> {
+    let args = args.as_object().cloned().unwrap_or_default();
+    call_with(&target.socket(dir)?, verb, args, Some(PATIENCE))?;
+    Ok(SUCCESS)
 }
 
 fn call(socket: &Path, verb: &str, limit: Option<Duration>) -> Result<Members> {
@@ -242,6 +283,8 @@ pub struct Reach {
     pub screen: Option<Arc<DeviceCell>>,
     /// Who types at its keyboard.
     pub typist: Arc<Typist>,
+    /// Its drives.
+    pub media: Arc<Media>,
 }
 
 /// The machine's end of its control socket.
@@ -263,7 +306,7 @@ pub fn results(ended: Option<Ended>) -> Members {
 }
 
 /// The verbs of the control socket, and the arguments that they take.
-const VERBS: [(&str, &[&str]); 9] = [
+const VERBS: [(&str, &[&str]); 11] = [
     ("stop", &[]),
     ("kill", &[]),
     ("reset", &[]),
@@ -272,6 +315,8 @@ const VERBS: [(&str, &[&str]); 9] = [
     ("status", &[]),
     ("screenshot", &["text", "path"]),
     ("sendkeys", &["keys"]),
+    ("insert", &["drive", "force", "image"]),
+    ("eject", &["drive", "force"]),
     ("wait", &[]),
 ];
 
@@ -293,6 +338,7 @@ impl Reach {
             "status" => Order::Query,
             "screenshot" => return self.screenshot(&request.args).map_or_else(Reply::Failed, Reply::Done),
             "sendkeys" => return self.sendkeys(&request.args).map_or_else(Reply::Failed, Reply::Done),
+            "insert" | "eject" => return self.change(verb, &request.args).map_or_else(Reply::Failed, Reply::Done),
             _ => return Reply::AtEnd,
         };
         match self.handle.ask(order) {
@@ -300,6 +346,19 @@ impl Reach {
             Ok(_) => Reply::Done(Members::new()),
             Err(why) => Reply::Failed(why),
         }
+    }
+
+    fn change(&self, verb: &str, args: &Members) -> Result<Members, String> {
+        let text = |key: &str| args.get(key).and_then(Value::as_str);
+        let drive = text("drive").ok_or("which drive?")?.to_owned();
+        let path = text("image").map(PathBuf::from);
+        if verb == "insert" && path.is_none() {
+            return Err("which image?".to_owned());
+        }
+        let force = args.get("force").and_then(Value::as_bool).unwrap_or(false);
+        let change = Change { drive, path, force };
+        let image = self.media.open(&change)?;
+        self.handle.change(change, image).map(|()| Members::new())
     }
 
     fn sendkeys(&self, args: &Members) -> Result<Members, String> {

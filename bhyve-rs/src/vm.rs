@@ -23,6 +23,7 @@ use lpc::Ns16550;
 use crate::bios;
 use crate::board::{self, Board};
 use crate::firmware;
+use crate::media::{Change, Media};
 use crate::plan::{Peripherals, Plan};
 use crate::processor::LOW_LIMIT;
 use crate::state::Paused;
@@ -150,6 +151,7 @@ enum Message {
     Outcome(Outcome),
     System(SystemEvent),
     Order(Order, Answer),
+    Change(Box<(Change, host::disk::Image)>, Sender<Result<(), String>>),
 }
 
 /// Gives orders to a machine, from any thread.
@@ -170,6 +172,18 @@ impl Handle {
         let (tx, answer) = channel();
         send(&self.0, Message::Order(order, Some(tx)));
         // The machine drops the questions that it does not live to answer.
+        answer.recv().unwrap_or_else(|_| Err("the machine has ended".to_owned()))
+    }
+}
+
+impl Handle {
+    /// Changes what is in a drive, and waits until that is done.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    pub fn change(&self, change: Change, image: host::disk::Image) -> Result<(), String> {
+        let (tx, answer) = channel();
+        send(&self.0, Message::Change(Box::new((change, image)), tx));
         answer.recv().unwrap_or_else(|_| Err("the machine has ended".to_owned()))
     }
 }
@@ -198,6 +212,7 @@ pub struct Instance {
     /// The display adapter.
     screen: Option<Arc<DeviceCell>>,
     serial: Vec<Arc<DeviceCell>>,
+    media: Arc<Media>,
     platform: Platform,
     start: Started,
     tables: Vec<boot::Piece>,
@@ -273,7 +288,9 @@ impl Instance {
             spec.memory,
             spec.board.name
         );
-        let Peripherals { drives, screen } = plan.plug(&machine)?;
+        let Peripherals { drives, media, screen } = plan.plug(&machine)?;
+        let told = tx.clone();
+        media.on_stall(move || send(&told, Message::Order(Order::Pause, None)));
         let ports: Vec<IsaPort> = COM[..serial.len().min(4)].to_vec();
         if let Some(steps) = script {
             let desk = Some(Desk { typist: board.typist.clone(), screen: screen.clone() });
@@ -340,6 +357,7 @@ impl Instance {
             board,
             screen,
             serial: uarts,
+            media: Arc::new(media),
             platform,
             start,
             tables: pieces,
@@ -449,6 +467,8 @@ impl Instance {
         let mut kept: VecDeque<Message> = VecDeque::new();
         let mut paused = false;
         let mut pressed = false;
+        // What the guest is told when the machine goes on.
+        let mut news: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
         loop {
             let message = match kept.pop_front().map_or_else(|| messages.recv(), Ok) {
                 Ok(message) => message,
@@ -458,7 +478,7 @@ impl Instance {
                 Message::System(SystemEvent::Reset) | Message::Order(Order::Reset, _) if self.stay => {
                     self.halt();
                     // What the old run had to say is of no interest to the new one; orders are.
-                    kept.extend(messages.try_iter().filter(|m| matches!(m, Message::Order(..))));
+                    kept.extend(messages.try_iter().filter(|m| matches!(m, Message::Order(..) | Message::Change(..))));
                     if let Err(e) = self.start(ResetKind::System) {
                         return (Some(Ended::Error), Some(format!("{e:#}")));
                     }
@@ -499,6 +519,14 @@ impl Instance {
                 Message::Outcome(Outcome::Halted) => return (Some(Ended::Halt), None),
                 Message::Outcome(Outcome::Failed(why)) => return (Some(Ended::Error), Some(why)),
                 Message::Outcome(Outcome::Limit) => return (None, None),
+                Message::Change(what, answer) => {
+                    let (change, image) = *what;
+                    let done = self.media.change(&change, image).map(|tell| match paused {
+                        true => news.push(Box::new(tell)),
+                        false => self.gate.pass(tell),
+                    });
+                    let _ = answer.send(done);
+                }
                 Message::Order(order, _) => {
                     match order {
                         Order::PowerButton if paused => pressed = true,
@@ -516,7 +544,9 @@ impl Instance {
                         }
                         Order::Resume if paused => {
                             paused = false;
+                            self.media.retry();
                             self.go();
+                            news.drain(..).for_each(|tell| self.gate.pass(tell));
                             if std::mem::take(&mut pressed) {
                                 self.press();
                             }
@@ -544,6 +574,11 @@ impl Instance {
             let status = Status { paused, guest_ns: self.machine.clock().now(), resets: self.resets };
             let _ = to.send(Ok(status));
         }
+    }
+
+    /// What its drives have in them.
+    pub fn media(&self) -> Arc<Media> {
+        self.media.clone()
     }
 
     /// Instructions executed by all processors, where they are counted, and nanoseconds of guest time.

@@ -104,6 +104,13 @@ const DISK: Section = Section {
             Some("writeback"),
             "use of the host's cache",
         ),
+        key("snapshot", Kind::Bool, Some("false"), "forget with the machine what it writes"),
+        key(
+            "on_error",
+            Kind::Choice(&["report", "pause"]),
+            Some("report"),
+            "when the host fails: the guest sees a device error, or the machine waits to be resumed",
+        ),
         SLOT,
     ],
     rules: &[Rule::Required("path")],

@@ -53,14 +53,14 @@ fn keys_that_do_not_exist() {
         "key_of_another_model",
         &[("guest.toml", "name = 'fw1'\n[[disk]]\npath = 'disk.img'\nmodel = 'ide'\nqueues = 4\n")],
         &["guest.toml:5:1: disk.0.queues: \"queues\" needs model = \"nvme\"; allowed: path, model, \
-             format, readonly, cache, slot"],
+             format, readonly, cache, snapshot, on_error, slot"],
     );
     refuses(
         "key_of_an_unknown_model",
         &[("guest.toml", "name = 'fw1'\n[[disk]]\npath = 'disk.img'\nmodel = 'nvem'\nqueues = 4\nqeues = 4\n")],
         &[
             "guest.toml:4:9: disk.0.model: unknown model \"nvem\"; allowed: ahci, ide, nvme; did you mean \"nvme\"?",
-            "guest.toml:6:1: disk.0.qeues: unknown key \"qeues\"; allowed: path, model, format, readonly, cache, slot",
+            "guest.toml:6:1: disk.0.qeues: unknown key \"qeues\"; allowed: path, model, format, readonly, cache, snapshot, on_error, slot",
         ],
     );
     refuses(

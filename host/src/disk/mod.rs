@@ -4,16 +4,30 @@
 //! memory exists. Each disk has a worker of its own that takes its requests one after the other, so a flush comes
 //! after all that was written before it.
 //!
-//! Images are raw: byte `n` of the disk is byte `n` of a file or a block device, or of memory for disks that are
-//! forgotten with the machine. A disk consists of sectors of 512 bytes. A file that ends within one is a disk with
-//! that sector, whose missing bytes read as zeros; the file grows to the whole sector when the guest writes it.
+//! What the thread works on is a [`Store`]: an image of some format (`raw`, `qcow2`, `vmdk`, `vhd`, `vhdx`), a layer over
+//! one that is forgotten with the machine (`overlay`), or memory. Formats reach their files through `file::Bytes`.
 //!
-//! Two machines never write one image: a writer locks it alone, readers lock it together (flock(2), which other
-//! programs may disregard). When the host fails a request the guest sees a device error and the log says why.
+//! A disk consists of sectors of 512 bytes. A raw file that ends within one is a disk with that sector, whose missing
+//! bytes read as zeros; the file grows to the whole sector when the guest writes it.
+//!
+//! Two machines never write one image: a writer locks it alone, readers lock it together, and so do those who have it
+//! as backing file. When the host fails a request the guest sees a device error and the log says why.
 
+mod file;
+mod mapped;
+mod open;
+mod overlay;
+#[cfg(test)]
+mod powercut;
+mod qcow2;
 mod raw;
 #[cfg(test)]
 mod tests;
+pub mod tools;
+mod transfer;
+mod vhd;
+mod vhdx;
+mod vmdk;
 mod worker;
 
 use std::io;
@@ -24,8 +38,10 @@ use anyhow::{Context, Result};
 use emu::backend::Disk;
 use emu::{IoVec, Ram};
 
-use raw::Raw;
+pub use open::Format;
+use open::How;
 use worker::Worker;
+pub use worker::{DiskControl, OnError};
 
 /// Bytes in a sector.
 const SECTOR: u64 = 512;
@@ -47,6 +63,22 @@ trait Store: Send {
 
     /// Puts on stable storage what was written.
     fn flush(&mut self) -> io::Result<()>;
+
+    /// Whether something that was written is lost when this process ends now.
+    fn unsettled(&self) -> bool {
+        false
+    }
+
+    /// The contents are no longer needed; they may stay.
+    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        let _ = (offset, len);
+        Ok(())
+    }
+
+    /// How far from `offset` on, which is within the disk, its bytes are known to be zeros, or are not known to be.
+    fn extent(&mut self, offset: u64) -> io::Result<(u64, bool)> {
+        Ok((self.size() - offset, false))
+    }
 
     /// Reads into guest memory.
     fn read_guest(&mut self, offset: u64, ram: &Ram, to: &IoVec) -> io::Result<()> {
@@ -124,10 +156,18 @@ impl Store for Memory {
 /// How an image is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ImageOptions {
+    /// What it is.
+    pub format: Format,
     /// Refuse writes.
     pub read_only: bool,
     /// Each write is on stable storage before the guest hears of its end.
     pub write_through: bool,
+    /// Go past the host's cache.
+    pub direct: bool,
+    /// Forget with the machine what it writes.
+    pub snapshot: bool,
+    /// What happens when the host fails.
+    pub on_error: OnError,
 }
 
 /// A disk image that belongs to this process until it is dropped.
@@ -135,23 +175,32 @@ pub struct Image {
     name: String,
     store: Box<dyn Store>,
     write_through: bool,
+    on_error: OnError,
 }
 
 impl Image {
-    /// Opens and locks a raw image, a file or a block device.
+    /// Opens and locks an image, a file or a block device, and what is behind it.
     ///
     /// # Errors
     /// When it cannot be opened as `options` say, or another process has it; the message names the file.
     pub fn open(path: &Path, options: ImageOptions) -> Result<Image> {
         let name = path.display().to_string();
-        let store = Raw::open(path, options.read_only).with_context(|| name.clone())?;
-        Ok(Image { name, store: Box::new(store), write_through: options.write_through })
+        let ImageOptions { format, read_only, write_through, direct, snapshot, on_error } = options;
+        let how = How { format, read_only, direct, snapshot, repair: false };
+        let store = open::open(path, how).with_context(|| name.clone())?;
+        Ok(Image { name, store, write_through, on_error })
     }
 
     /// A disk in memory with these contents, filled up to a whole sector.
     pub fn memory(name: &str, mut bytes: Vec<u8>) -> Image {
         bytes.resize(bytes.len().next_multiple_of(SECTOR as usize), 0);
-        Image { name: name.to_owned(), store: Box::new(Memory(bytes)), write_through: false }
+        let store = Box::new(Memory(bytes));
+        Image { name: name.to_owned(), store, write_through: false, on_error: OnError::Report }
+    }
+
+    /// No medium at all, for a drive that can get one later.
+    pub fn empty(name: &str) -> Image {
+        Image::memory(name, Vec::new())
     }
 
     /// Bytes.
@@ -164,7 +213,17 @@ impl Image {
     /// # Errors
     /// When the host has no thread for it.
     pub fn attach(self, ram: &Arc<Ram>) -> Result<Box<dyn Disk>> {
+        self.attach_with_control(ram).map(|(disk, _)| disk)
+    }
+
+    /// As [`Image::attach`], with the means to work on it from outside the machine.
+    ///
+    /// # Errors
+    /// When the host has no thread for it.
+    pub fn attach_with_control(self, ram: &Arc<Ram>) -> Result<(Box<dyn Disk>, DiskControl)> {
         let name = self.name.clone();
-        Ok(Box::new(Worker::start(self, ram.clone()).with_context(|| name)?))
+        let worker = Worker::start(self, ram.clone()).with_context(|| name)?;
+        let control = worker.control();
+        Ok((Box::new(worker), control))
     }
 }

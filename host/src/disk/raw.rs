@@ -1,111 +1,45 @@
-//! Raw images: files and block devices.
+//! Raw images: byte `n` of the disk is byte `n` of a file or a block device.
+//!
+//! When nobody said that an image is raw and it only looked like that, its guest could write the header of another
+//! format into its first sector, for instance one that names any file of the host as its backing file, and have it read
+//! as that the next time. So such writes fail while the format is a guess.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::io;
 
-use anyhow::{Context, Result, bail};
-use emu::{IoVec, Ram, RamAddr};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use emu::{IoVec, Ram};
 
+use super::file::Bytes;
+use super::open::{HEADER, looks_like};
 use super::{SECTOR, Store};
 
-/// Pieces of memory in one call; POSIX promises no more than 16, but all systems take these.
-const PIECES: usize = 256;
-
-pub(super) struct Raw {
-    file: Flock<File>,
+pub(crate) struct Raw {
+    file: Box<dyn Bytes>,
     size: u64,
     read_only: bool,
+    guessed: bool,
 }
 
 impl Raw {
-    pub fn open(path: &Path, read_only: bool) -> Result<Raw> {
-        let mut file = match OpenOptions::new().read(true).write(!read_only).open(path) {
-            Ok(file) => file,
-            Err(e)
-                if !read_only
-                    && matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
-            {
-                return Err(e).context("it cannot be written; use it with readonly = true");
-            }
-            Err(e) => return Err(e.into()),
-        };
-        // Block devices say their size only so.
-        let end = file.seek(SeekFrom::End(0))?;
-        if end == 0 {
-            bail!("it is empty");
-        }
-        let lock = if read_only { FlockArg::LockSharedNonblock } else { FlockArg::LockExclusiveNonblock };
-        let file = match Flock::lock(file, lock) {
-            Ok(file) => file,
-            Err((_, Errno::EWOULDBLOCK)) => bail!("it is in use: another machine has it open"),
-            Err((_, e)) => return Err(e).context("it cannot be locked"),
-        };
-        Ok(Raw { file, size: end.next_multiple_of(SECTOR), read_only })
+    /// `guessed`: nobody said that it is raw.
+    pub fn new(file: Box<dyn Bytes>, read_only: bool, guessed: bool) -> Raw {
+        Raw { size: file.len().next_multiple_of(SECTOR), file, read_only, guessed }
     }
 
-    /// Moves the bytes of `iov` with one of the vectored system calls, and says how many: less than all at the end of
-    /// the file.
-    fn vectored(&self, offset: u64, ram: &Ram, iov: &IoVec, call: Vectored) -> io::Result<u64> {
-        let mut parts = iov.parts().iter().copied();
-        let (mut pieces, mut done) = (Vec::<libc::iovec>::with_capacity(PIECES.min(iov.parts().len())), 0);
-        loop {
-            pieces.extend(parts.by_ref().take(PIECES - pieces.len()).map(|(at, len)| piece(ram, at, len)));
-            if pieces.is_empty() {
-                return Ok(done);
-            }
-            let fd = self.file.as_raw_fd();
-            // SAFETY: each piece was checked to lie in the arena, which `ram` keeps alive. It is memory of which no
-            // Rust reference exists, so that the kernel and the guest may write it at any time.
-            #[expect(unsafe_code, reason = "preadv(2) and pwritev(2) from and to guest memory")]
-            let n = unsafe { call(fd, pieces.as_ptr(), pieces.len() as libc::c_int, (offset + done) as libc::off_t) };
-            match n {
-                -1 => {
-                    let e = io::Error::last_os_error();
-                    if e.kind() != io::ErrorKind::Interrupted {
-                        return Err(e);
-                    }
-                }
-                0 => return Ok(done),
-                n => {
-                    done += n as u64;
-                    advance(&mut pieces, n as usize);
-                }
-            }
+    /// Whether a write leaves the image what it is: `part` copies bytes that will stand at its beginning.
+    fn allow(&mut self, offset: u64, len: u64, part: impl FnOnce(&mut [u8])) -> io::Result<()> {
+        if !self.guessed || offset >= HEADER as u64 {
+            return Ok(());
         }
-    }
-}
-
-/// The file ended so many bytes early, which is right for the end of a last sector.
-fn missing_tail(len: usize) -> io::Result<()> {
-    if len < SECTOR as usize { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
-}
-
-type Vectored = unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t;
-
-fn piece(ram: &Ram, at: RamAddr, len: u64) -> libc::iovec {
-    // Both ends are looked up, which fails for memory that is not in the arena.
-    let (first, last) = (ram.host(at), ram.host(RamAddr(at.0 + len - 1)));
-    debug_assert_eq!(last as usize - first as usize, len as usize - 1);
-    libc::iovec { iov_base: first.cast(), iov_len: len as usize }
-}
-
-/// Takes off what was moved.
-fn advance(pieces: &mut Vec<libc::iovec>, mut n: usize) {
-    let whole = pieces.iter().take_while(|p| {
-        let over = p.iov_len <= n;
-        n -= if over { p.iov_len } else { 0 };
-        over
-    });
-    let whole = whole.count();
-    pieces.drain(..whole);
-    if let Some(first) = pieces.first_mut() {
-        first.iov_base = first.iov_base.cast::<u8>().wrapping_add(n).cast();
-        first.iov_len -= n;
+        let mut head = [0; HEADER];
+        self.file.read(0, &mut head)?;
+        let end = (offset + len).min(HEADER as u64) as usize;
+        part(&mut head[offset as usize..end]);
+        match looks_like(&head) {
+            None => Ok(()),
+            Some(format) => Err(io::Error::other(format!(
+                "it would turn the image into {format}; say format = \"raw\" to allow that"
+            ))),
+        }
     }
 }
 
@@ -119,44 +53,49 @@ impl Store for Raw {
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let mut done = 0;
-        while done < buf.len() {
-            match self.file.read_at(&mut buf[done..], offset + done as u64) {
-                Ok(0) => return missing_tail(buf.len() - done).map(|()| buf[done..].fill(0)),
-                Ok(n) => done += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
+        self.file.read(offset, buf)
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(data, offset)
+        self.allow(offset, data.len() as u64, |head| head.copy_from_slice(&data[..head.len()]))?;
+        self.file.write(offset, data)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.read_only { Ok(()) } else { self.file.sync_data() }
+        if self.read_only { Ok(()) } else { self.file.sync() }
+    }
+
+    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        self.file.discard(offset, len)
+    }
+
+    fn extent(&mut self, offset: u64) -> io::Result<(u64, bool)> {
+        Ok(match self.file.data(offset)? {
+            None => (self.size - offset, true),
+            Some((begin, _)) if begin > offset => (begin - offset, true),
+            // The last sector may have bytes that the file has not.
+            Some((_, end)) => (end.next_multiple_of(SECTOR) - offset, false),
+        })
     }
 
     fn read_guest(&mut self, offset: u64, ram: &Ram, to: &IoVec) -> io::Result<()> {
-        let result = self.vectored(offset, ram, to, libc::preadv);
-        // Whatever came in was written behind the back of the memory's owner.
-        to.parts().iter().for_each(|(at, len)| ram.wrote(*at, *len));
-        let mut done = result?;
-        missing_tail((to.len() - done) as usize)?;
-        for (at, len) in to.parts() {
-            let skip = done.min(*len);
-            done -= skip;
-            ram.write(RamAddr(at.0 + skip), &[0; SECTOR as usize][..(len - skip) as usize]);
-        }
-        Ok(())
+        self.file.read_guest(offset, ram, to)
     }
 
     fn write_guest(&mut self, offset: u64, ram: &Ram, from: &IoVec) -> io::Result<()> {
-        match self.vectored(offset, ram, from, libc::pwritev)? {
-            n if n == from.len() => Ok(()),
-            _ => Err(io::ErrorKind::WriteZero.into()),
+        if self.guessed && offset < HEADER as u64 {
+            // Seen once, and written as seen: the guest may change it in the meantime.
+            let first = from.len().min(HEADER as u64);
+            let mut head = vec![0; first as usize];
+            let mut at = 0;
+            for (addr, len) in from.part(0, first).parts() {
+                ram.read(*addr, &mut head[at..at + *len as usize]);
+                at += *len as usize;
+            }
+            self.write(offset, &head)?;
+            let rest = from.part(first, from.len() - first);
+            return self.file.write_guest(offset + first, ram, &rest);
         }
+        self.file.write_guest(offset, ram, from)
     }
 }

@@ -1,6 +1,8 @@
 //! FreeBSD, and whatever else has kqueue.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use mio::{Registry, Token};
@@ -18,4 +20,53 @@ impl Alarm {
     pub(crate) fn set(&self, wait: Option<Duration>) -> io::Result<Option<Duration>> {
         Ok(wait)
     }
+}
+
+/// Who holds a flock(2) on the file: the kernel does not say.
+pub(crate) fn lock_holder(_file: &File) -> Option<(u32, String)> {
+    None
+}
+
+/// A stretch of a file, as fspacectl(2) and DIOCGDELETE take it.
+#[repr(C)]
+struct Stretch {
+    at: libc::off_t,
+    len: libc::off_t,
+}
+
+nix::ioctl_write_ptr!(
+    /// DIOCGDELETE: a device forgets a begin and a length.
+    diocgdelete,
+    b'd',
+    136,
+    Stretch
+);
+
+type Fspacectl =
+    unsafe extern "C" fn(libc::c_int, libc::c_int, *const Stretch, libc::c_int, *mut Stretch) -> libc::c_int;
+const SPACECTL_DEALLOC: libc::c_int = 1;
+
+/// Gives back what a part of a file or a device takes.
+pub(crate) fn discard(file: &File, is_file: bool, at: u64, len: u64) -> io::Result<()> {
+    let stretch = Stretch { at: at as libc::off_t, len: len as libc::off_t };
+    if !is_file {
+        // SAFETY: the descriptor is open and the two numbers are what this request takes.
+        #[expect(unsafe_code, reason = "ioctl(2)")]
+        unsafe {
+            diocgdelete(file.as_raw_fd(), &stretch)?;
+        }
+        return Ok(());
+    }
+    // FreeBSD has it since 14.0; the system call's number would kill the process on an older one.
+    // SAFETY: the name ends with a zero, and the function has had this type since it exists.
+    #[expect(unsafe_code, reason = "dlsym(3) and fspacectl(2)")]
+    let done = unsafe {
+        let found = libc::dlsym(libc::RTLD_DEFAULT, c"fspacectl".as_ptr());
+        if found.is_null() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let call = std::mem::transmute::<*mut libc::c_void, Fspacectl>(found);
+        call(file.as_raw_fd(), SPACECTL_DEALLOC, &stretch, 0, std::ptr::null_mut())
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -6,6 +6,6 @@ mod freebsd;
 mod linux;
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) use freebsd::Alarm;
+pub(crate) use freebsd::{Alarm, discard, lock_holder};
 #[cfg(target_os = "linux")]
-pub(crate) use linux::Alarm;
+pub(crate) use linux::{Alarm, discard, lock_holder};

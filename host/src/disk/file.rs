@@ -1,0 +1,349 @@
+//! The files and block devices that images are made of.
+//!
+//! Every format reads and writes its image through [`Bytes`], so that a test can put something between them and the
+//! host. [`HostFile`] is the real one. It locks what it opens: a writer alone, readers together (flock(2), which other
+//! programs may disregard). With `direct` it goes past the host's cache (O_DIRECT) wherever the alignment of a request
+//! allows it; what is not aligned is copied, and what is no whole block goes through the cache.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use emu::{IoVec, Ram, RamAddr};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::{Whence, lseek};
+
+use super::bounce;
+use crate::sys;
+
+/// Pieces of memory in one call; POSIX promises no more than 16, but all systems take these.
+const PIECES: usize = 256;
+/// What a direct transfer is aligned to: no host's blocks are larger.
+const DIRECT: u64 = 4096;
+/// The largest copy that is made to align a direct transfer.
+const DIRECT_COPY: usize = 1 << 20;
+
+/// What holds an image's bytes.
+pub(crate) trait Bytes: Send {
+    /// Bytes that there are.
+    fn len(&self) -> u64;
+
+    /// Reads all of `buf`. What lies past the end reads as zeros.
+    fn read(&mut self, at: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Writes all of `data`, past the end if need be.
+    fn write(&mut self, at: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Puts on stable storage what was written.
+    fn sync(&mut self) -> io::Result<()>;
+
+    /// Cuts off, or adds zeros.
+    fn set_len(&mut self, len: u64) -> io::Result<()>;
+
+    /// What was there is no longer needed; what is read there then is anybody's guess.
+    fn discard(&mut self, at: u64, len: u64) -> io::Result<()> {
+        let _ = (at, len);
+        Ok(())
+    }
+
+    /// The next stretch from `at` on that is not known to be a hole: its begin and its end.
+    fn data(&mut self, at: u64) -> io::Result<Option<(u64, u64)>> {
+        Ok((at < self.len()).then(|| (at, self.len())))
+    }
+
+    /// Reads into guest memory.
+    fn read_guest(&mut self, at: u64, ram: &Ram, to: &IoVec) -> io::Result<()> {
+        bounce(at, to, |at, addr, buf| {
+            self.read(at, buf)?;
+            ram.write(addr, buf);
+            Ok(())
+        })
+    }
+
+    /// Writes from guest memory.
+    fn write_guest(&mut self, at: u64, ram: &Ram, from: &IoVec) -> io::Result<()> {
+        bounce(at, from, |at, addr, buf| {
+            ram.read(addr, buf);
+            self.write(at, buf)
+        })
+    }
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Access {
+    pub write: bool,
+    pub direct: bool,
+}
+
+/// A file with a lock, or without one.
+enum Owner {
+    Us(Flock<File>),
+    Nobody(File),
+}
+
+impl Deref for Owner {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        match self {
+            Owner::Us(file) => file,
+            Owner::Nobody(file) => file,
+        }
+    }
+}
+
+/// A file or a block device of the host.
+pub(crate) struct HostFile {
+    file: Owner,
+    /// The same file past the host's cache.
+    direct: Option<File>,
+    len: u64,
+    is_file: bool,
+    /// The host said that it cannot discard.
+    keeps: bool,
+}
+
+impl HostFile {
+    /// Opens and locks.
+    pub fn open(path: &Path, access: Access) -> Result<HostFile> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(access.write);
+        let mut file = match options.open(path) {
+            Ok(file) => file,
+            Err(e)
+                if access.write
+                    && matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
+            {
+                return Err(e).context("it cannot be written; use it with readonly = true");
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let about = file.metadata()?;
+        let kind = about.file_type();
+        if !(kind.is_file() || kind.is_block_device() || kind.is_char_device()) {
+            bail!("it is neither a file nor a disk device");
+        }
+        // Block devices say their size only so.
+        let len = file.seek(SeekFrom::End(0))?;
+        let lock = if access.write { FlockArg::LockExclusiveNonblock } else { FlockArg::LockSharedNonblock };
+        let file = match Flock::lock(file, lock) {
+            Ok(file) => Owner::Us(file),
+            Err((file, Errno::EWOULDBLOCK)) => bail!("it is in use: {}", holder(&file)),
+            Err((_, e)) => return Err(e).context("it cannot be locked"),
+        };
+        let direct = match access.direct {
+            true => {
+                let file = options.custom_flags(libc::O_DIRECT).open(path);
+                Some(file.context("its file system cannot go past the host's cache; use cache = \"writeback\"")?)
+            }
+            false => None,
+        };
+        Ok(HostFile { file, direct, len, is_file: kind.is_file(), keeps: false })
+    }
+
+    /// Opens to look, whoever has it.
+    pub fn look(path: &Path) -> Result<HostFile> {
+        let mut file = File::open(path)?;
+        let len = file.seek(SeekFrom::End(0))?;
+        let is_file = file.metadata()?.is_file();
+        Ok(HostFile { file: Owner::Nobody(file), direct: None, len, is_file, keeps: false })
+    }
+
+    /// Takes a file that nobody else can know.
+    pub fn own(file: File) -> Result<HostFile> {
+        let len = file.metadata()?.len();
+        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e).context("lock")?;
+        Ok(HostFile { file: Owner::Us(file), direct: None, len, is_file: true, keeps: false })
+    }
+
+    /// Whether all of a transfer can be done directly, and by whom.
+    fn direct_for(&self, at: u64, ram: &Ram, iov: &IoVec) -> Option<&File> {
+        let aligned = |(addr, len): &(RamAddr, u64)| (ram.host(*addr) as u64 | len).is_multiple_of(DIRECT);
+        self.direct.as_ref().filter(|_| at.is_multiple_of(DIRECT) && iov.parts().iter().all(aligned))
+    }
+
+    /// Moves the bytes of `iov` with one of the vectored system calls, and says how many: less than all at the end of
+    /// the file.
+    fn vectored(&self, at: u64, ram: &Ram, iov: &IoVec, call: Vectored) -> io::Result<u64> {
+        let fd = self.direct_for(at, ram, iov).unwrap_or(&self.file).as_raw_fd();
+        let mut parts = iov.parts().iter().copied();
+        let (mut pieces, mut done) = (Vec::<libc::iovec>::with_capacity(PIECES.min(iov.parts().len())), 0);
+        loop {
+            pieces.extend(parts.by_ref().take(PIECES - pieces.len()).map(|(at, len)| piece(ram, at, len)));
+            if pieces.is_empty() {
+                return Ok(done);
+            }
+            // SAFETY: each piece was checked to lie in the arena, which `ram` keeps alive. It is memory of which no
+            // Rust reference exists, so that the kernel and the guest may write it at any time.
+            #[expect(unsafe_code, reason = "preadv(2) and pwritev(2) from and to guest memory")]
+            let n = unsafe { call(fd, pieces.as_ptr(), pieces.len() as libc::c_int, (at + done) as libc::off_t) };
+            match n {
+                -1 => {
+                    let e = io::Error::last_os_error();
+                    if e.kind() != io::ErrorKind::Interrupted {
+                        return Err(e);
+                    }
+                }
+                0 => return Ok(done),
+                n => {
+                    done += n as u64;
+                    advance(&mut pieces, n as usize);
+                }
+            }
+        }
+    }
+
+    /// Reads `buf`, all of which is there.
+    fn read_there(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        let whole = (at | buf.len() as u64).is_multiple_of(DIRECT);
+        let Some(direct) = self.direct.as_ref().filter(|_| whole) else { return self.file.read_exact_at(buf, at) };
+        let mut copy = Aligned::new(buf.len().min(DIRECT_COPY));
+        for (n, part) in buf.chunks_mut(DIRECT_COPY).enumerate() {
+            let copy = &mut copy.get()[..part.len()];
+            direct.read_exact_at(copy, at + (n * DIRECT_COPY) as u64)?;
+            part.copy_from_slice(copy);
+        }
+        Ok(())
+    }
+}
+
+/// A buffer that direct transfers take.
+struct Aligned(Vec<u8>, usize);
+
+impl Aligned {
+    fn new(len: usize) -> Aligned {
+        Aligned(vec![0; len + DIRECT as usize], len)
+    }
+
+    fn get(&mut self) -> &mut [u8] {
+        let skip = self.0.as_ptr().align_offset(DIRECT as usize);
+        &mut self.0[skip..skip + self.1]
+    }
+}
+
+type Vectored = unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t;
+
+fn piece(ram: &Ram, at: RamAddr, len: u64) -> libc::iovec {
+    // Both ends are looked up, which fails for memory that is not in the arena.
+    let (first, last) = (ram.host(at), ram.host(RamAddr(at.0 + len - 1)));
+    debug_assert_eq!(last as usize - first as usize, len as usize - 1);
+    libc::iovec { iov_base: first.cast(), iov_len: len as usize }
+}
+
+/// Takes off what was moved.
+fn advance(pieces: &mut Vec<libc::iovec>, mut n: usize) {
+    let whole = pieces.iter().take_while(|p| {
+        let over = p.iov_len <= n;
+        n -= if over { p.iov_len } else { 0 };
+        over
+    });
+    let whole = whole.count();
+    pieces.drain(..whole);
+    if let Some(first) = pieces.first_mut() {
+        first.iov_base = first.iov_base.cast::<u8>().wrapping_add(n).cast();
+        first.iov_len -= n;
+    }
+}
+
+/// Who has the file, for a message.
+fn holder(file: &File) -> String {
+    match sys::lock_holder(file) {
+        Some((pid, _)) if pid == std::process::id() => "this machine has it open already".to_owned(),
+        Some((pid, name)) => format!("process {pid} ({name}) has it open"),
+        None => "another machine has it open".to_owned(),
+    }
+}
+
+impl Bytes for HostFile {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read(&mut self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        let there = self.len.saturating_sub(at).min(buf.len() as u64) as usize;
+        let (there, past) = buf.split_at_mut(there);
+        self.read_there(at, there)?;
+        past.fill(0);
+        Ok(())
+    }
+
+    fn write(&mut self, at: u64, data: &[u8]) -> io::Result<()> {
+        match self.direct.as_ref().filter(|_| (at | data.len() as u64).is_multiple_of(DIRECT)) {
+            None => self.file.write_all_at(data, at)?,
+            Some(direct) => {
+                let mut copy = Aligned::new(data.len().min(DIRECT_COPY));
+                for (n, part) in data.chunks(DIRECT_COPY).enumerate() {
+                    let copy = &mut copy.get()[..part.len()];
+                    copy.copy_from_slice(part);
+                    direct.write_all_at(copy, at + (n * DIRECT_COPY) as u64)?;
+                }
+            }
+        }
+        self.len = self.len.max(at + data.len() as u64);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        if self.is_file {
+            self.file.set_len(len)?;
+            self.len = len;
+        }
+        Ok(())
+    }
+
+    fn discard(&mut self, at: u64, len: u64) -> io::Result<()> {
+        if !self.keeps && len > 0 {
+            match sys::discard(&self.file, self.is_file, at, len) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // It is a wish, which not every host can fulfil.
+                Err(_) => self.keeps = true,
+            }
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, at: u64) -> io::Result<Option<(u64, u64)>> {
+        if at >= self.len {
+            return Ok(None);
+        }
+        let seek = |at: u64, whence| lseek(self.file.as_fd(), at as libc::off_t, whence).map(|found| found as u64);
+        match seek(at, Whence::SeekData) {
+            Ok(begin) => Ok(Some((begin, seek(begin, Whence::SeekHole).unwrap_or(self.len).min(self.len)))),
+            Err(Errno::ENXIO) => Ok(None),
+            Err(_) => Ok(Some((at, self.len))),
+        }
+    }
+
+    fn read_guest(&mut self, at: u64, ram: &Ram, to: &IoVec) -> io::Result<()> {
+        let there = self.len.saturating_sub(at).min(to.len());
+        let result = self.vectored(at, ram, &to.part(0, there), libc::preadv);
+        // Whatever came in was written behind the back of the memory's owner.
+        to.parts().iter().for_each(|(addr, len)| ram.wrote(*addr, *len));
+        if result? < there {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        for (addr, len) in to.part(there, to.len() - there).parts() {
+            ram.write(*addr, &vec![0; *len as usize]);
+        }
+        Ok(())
+    }
+
+    fn write_guest(&mut self, at: u64, ram: &Ram, from: &IoVec) -> io::Result<()> {
+        if self.vectored(at, ram, from, libc::pwritev)? < from.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.len = self.len.max(at + from.len());
+        Ok(())
+    }
+}
