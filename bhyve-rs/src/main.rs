@@ -6,6 +6,7 @@ mod config;
 
 mod entry;
 mod firmware;
+mod image;
 mod log;
 mod media;
 mod plan;
@@ -67,6 +68,9 @@ enum Command {
         /// Configuration file.
         file: PathBuf,
     },
+    /// Make, copy, resize, check and describe disk images.
+    #[command(subcommand)]
+    Image(image::Image),
     /// Boot the embedded demo guest.
     Demo(RunOptions),
     /// Show the back ends of this host and which one `auto` takes.
@@ -147,6 +151,7 @@ fn main() -> ExitCode {
         Some(Command::Start { config, set }) => remote::start(&dir, &config, &set),
         Some(Command::Verb(verb)) => verb.run(&dir),
         Some(Command::Check { file }) => check(&file),
+        Some(Command::Image(image)) => image.run(),
         Some(Command::Demo(options)) => demo(&options),
         Some(Command::Info) => info(),
         None if cli.run.config.is_none() && cli.run.kernel.is_none() && cli.run.set.is_empty() => {
