@@ -60,8 +60,12 @@ struct Rig {
 }
 
 fn rig(image: Image) -> Rig {
+    rig_with_control(image).0
+}
+
+fn rig_with_control(image: Image) -> (Rig, DiskControl) {
     let bench = Bench::new();
-    let disk = image.attach(bench.machine.space.ram()).unwrap();
+    let (disk, control) = image.attach_with_control(bench.machine.space.ram()).unwrap();
     let heard = Arc::<Mutex<Vec<Completion>>>::default();
     let (mut ports, ear) = ((None, None), heard.clone());
     let backends = Backends { disks: vec![Some(disk.share()), Some(disk)], ..Backends::default() };
@@ -69,7 +73,7 @@ fn rig(image: Image) -> Rig {
         ports = (slot.disk(0), slot.disk(1));
         Ok(Box::new(Ear(ear, ())))
     });
-    Rig { bench, cell: cell.unwrap(), port: ports.0.unwrap(), other: ports.1.unwrap(), heard }
+    (Rig { bench, cell: cell.unwrap(), port: ports.0.unwrap(), other: ports.1.unwrap(), heard }, control)
 }
 
 impl Rig {
@@ -247,4 +251,312 @@ fn handles_of_a_disk_are_served_in_turn_and_cancelled_alone() {
     r.port.cancel();
     let heard: Vec<u64> = r.ask(vec![]).iter().map(|c| c.tag).collect();
     assert_eq!(heard, (1000..1200).collect::<Vec<_>>());
+}
+
+fn refused(path: &std::path::Path, options: ImageOptions) -> String {
+    let error = format!("{:#}", Image::open(path, options).err().expect("it cannot be opened"));
+    assert!(error.starts_with(&format!("{}: ", path.display())), "{error}");
+    error
+}
+
+#[test]
+fn who_has_an_image_is_named() {
+    let scratch = Scratch::new(&[0; 512]);
+    let image = scratch.open(false).unwrap();
+    let error = refused(&scratch.0, ImageOptions::default());
+    assert!(error.contains("in use") && error.contains("open already"), "{error}");
+    drop(image);
+    // Another process.
+    let mut other = match std::process::Command::new("flock").arg(&scratch.0).args(["sleep", "60"]).spawn() {
+        Ok(other) => other,
+        Err(_) => return eprintln!("skipped: no flock(1)"),
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while scratch.open(false).is_ok() && std::time::Instant::now() < deadline {}
+    let error = refused(&scratch.0, ImageOptions::default());
+    let _ = other.kill().and_then(|()| other.wait());
+    if cfg!(target_os = "linux") {
+        assert!(error.contains("process ") && error.contains("has it open"), "{error}");
+    }
+}
+
+/// Two images that an overlay and its base are.
+fn overlay(base: &[u8]) -> (Scratch, Scratch) {
+    let base = Scratch::new(base);
+    let top = Scratch::new(&[]);
+    std::fs::remove_file(&top.0).unwrap();
+    let name = base.0.file_name().unwrap().to_str().unwrap();
+    tools::create(&top.0, Format::Qcow2, None, Some((name, Format::Auto))).unwrap();
+    (base, top)
+}
+
+#[test]
+fn an_overlay_keeps_its_backing_file_as_it_was_and_from_being_written_by_others() {
+    let (base, top) = overlay(&pattern(300_000 / 512 * 512));
+    let second = Scratch::new(&[]);
+    std::fs::copy(&top.0, &second.0).unwrap();
+    let mut r = rig(Image::open(&top.0, ImageOptions::default()).unwrap());
+    let other = Image::open(&second.0, ImageOptions::default()).unwrap();
+    assert!(refused(&base.0, ImageOptions::default()).contains("in use"));
+    drop(other);
+    assert_eq!(r.one(512, DiskOp::WriteBytes(vec![1; 512])), Some(vec![]));
+    assert_eq!(
+        r.one(0, DiskOp::ReadBytes(1536)).unwrap(),
+        [&pattern(512)[..], &[1; 512], &pattern(1536)[1024..]].concat()
+    );
+    // Guest memory, too, is read and written in pieces of both.
+    r.bench.dma().write(0, &[2; 100_000]);
+    let from = r.stripes(0, 51_200, 2);
+    assert_eq!(r.one(100 * 512, DiskOp::Write(from)), Some(vec![]));
+    let to = r.stripes(0x4_0000, 76_800, 2);
+    assert_eq!(r.one(0, DiskOp::Read(to)), Some(vec![]));
+    let mut seen = vec![0; 76_800];
+    r.bench.dma().read(0x4_0000, &mut seen);
+    assert!(seen[1024..51_200] == pattern(51_200)[1024..] && seen[51_200..] == [2; 25_600]);
+    assert_eq!(r.one(0, DiskOp::Flush), Some(vec![]));
+    drop(r);
+    assert_eq!(base.bytes(), pattern(300_000 / 512 * 512));
+    assert_eq!(tools::check(&top.0, Format::Auto, false, &mut |_, _| {}).unwrap().errors, 0);
+}
+
+#[test]
+fn what_a_guest_writes_to_a_snapshot_is_forgotten() {
+    let scratch = Scratch::new(&pattern(100_000 / 512 * 512));
+    let options = ImageOptions { snapshot: true, ..ImageOptions::default() };
+    let mut r = rig(Image::open(&scratch.0, options).unwrap());
+    assert!(!r.port.read_only());
+    r.bench.dma().write(0, &[5; 8192]);
+    let from = r.stripes(0, 1024, 4);
+    assert_eq!(r.one(1024, DiskOp::Write(from)), Some(vec![]));
+    let seen = r.one(0, DiskOp::ReadBytes(8192)).unwrap();
+    assert_eq!(seen, [&pattern(1024)[..], &[5; 4096], &pattern(8192)[5120..]].concat());
+    let to = r.stripes(0x8000, 8192, 1);
+    assert_eq!(r.one(0, DiskOp::Read(to)), Some(vec![]));
+    let mut memory = vec![0; 8192];
+    r.bench.dma().read(0x8000, &mut memory);
+    assert_eq!(memory, seen);
+    assert_eq!(scratch.bytes(), pattern(100_000 / 512 * 512));
+}
+
+#[test]
+fn a_guest_cannot_make_another_format_of_a_disk_that_only_looked_raw() {
+    let header = [&b"QFI\xfb\0\0\0\x03"[..], &[0; 504]].concat();
+    for (format, allowed) in [(Format::Auto, false), (Format::Raw, true)] {
+        let scratch = Scratch::new(&[0; 4096]);
+        let mut r = rig(Image::open(&scratch.0, ImageOptions { format, ..ImageOptions::default() }).unwrap());
+        assert_eq!(r.one(0, DiskOp::WriteBytes(header.clone())).is_some(), allowed);
+        r.bench.dma().write(0, &header);
+        let from = r.stripes(0, 512, 1);
+        assert_eq!(r.one(0, DiskOp::Write(from)).is_some(), allowed);
+        assert_eq!(r.one(512, DiskOp::WriteBytes(header.clone())), Some(vec![]));
+        assert_eq!(r.one(0, DiskOp::WriteBytes(vec![0x55; 1024])), Some(vec![]));
+    }
+}
+
+#[test]
+fn backing_files_that_are_missing_or_circular_are_named() {
+    let (base, top) = overlay(&pattern(4096));
+    let name = base.0.display().to_string();
+    std::fs::remove_file(&base.0).unwrap();
+    let error = refused(&top.0, ImageOptions::default());
+    assert!(error.contains(&format!("backing file {name}: ")) && error.contains("No such file"), "{error}");
+    std::os::unix::fs::symlink(&top.0, &base.0).unwrap();
+    let error = refused(&top.0, ImageOptions { read_only: true, ..ImageOptions::default() });
+    assert!(error.contains("backing file"), "{error}");
+    // Its backing file was said to be raw; two that are qcow2 go round.
+    std::fs::remove_file(&base.0).unwrap();
+    let back = top.0.file_name().unwrap().to_str().unwrap();
+    std::fs::write(&base.0, pattern(4096)).unwrap();
+    let middle = Scratch::new(&[]);
+    std::fs::remove_file(&middle.0).unwrap();
+    tools::create(&middle.0, Format::Qcow2, None, Some((back, Format::Qcow2))).unwrap();
+    std::fs::remove_file(&top.0).unwrap();
+    std::fs::hard_link(&middle.0, &top.0).unwrap();
+    let error = refused(&middle.0, ImageOptions::default());
+    assert!(error.contains("behind itself"), "{error}");
+}
+
+#[test]
+fn images_that_are_cut_short_or_of_another_kind_are_refused() {
+    let (_base, top) = overlay(&pattern(64 << 10));
+    let whole = top.bytes();
+    for len in [1, 4, 72, 104, 600, 65_536, 3 * 65_536 + 4] {
+        std::fs::write(&top.0, &whole[..len]).unwrap();
+        refused(&top.0, ImageOptions { format: Format::Qcow2, ..ImageOptions::default() });
+    }
+    let junk = Scratch::new(&pattern(9000));
+    for format in [Format::Qcow2, Format::Vmdk, Format::Vhd, Format::Vhdx] {
+        refused(&junk.0, ImageOptions { format, ..ImageOptions::default() });
+    }
+}
+
+#[test]
+fn whatever_bytes_a_foreign_image_has_nothing_panics() {
+    let mut vhd = vec![0; 512];
+    vhd[..8].copy_from_slice(b"conectix");
+    let descriptor =
+        "# Disk DescriptorFile\nparentCID=ffffffff\nRW 8 ZERO\nRW 16 FLAT \"x\" 0\nRW 9 SPARSE \"/etc/passwd\"\n";
+    let mut sparse = vec![0; 4096];
+    sparse[..4].copy_from_slice(b"KDMV");
+    for (at, value) in [(4, 1), (8, 3), (12, 64), (20, 8), (44, 512), (56, 2)] {
+        sparse[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
+    }
+    let mut vhdx = vec![0; 1 << 20];
+    vhdx[..8].copy_from_slice(b"vhdxfile");
+    let seeds = [vhd, descriptor.as_bytes().to_vec(), sparse, vhdx];
+    for n in 0..1200 {
+        let mut dice = qcow2::tests::Dice::new(n);
+        let mut bytes = seeds[n as usize % 4].clone();
+        for _ in 0..dice.below(8) {
+            let at = dice.below(bytes.len().min(1024) as u64) as usize;
+            bytes[at] = dice.next() as u8;
+        }
+        let scratch = Scratch::new(&bytes);
+        let options = ImageOptions { read_only: true, ..ImageOptions::default() };
+        if let Ok(mut image) = Image::open(&scratch.0, options) {
+            let mut buf = [0; 4096];
+            let size = image.size();
+            for _ in 0..10 {
+                let at = 512 * dice.below((size / 512).max(1));
+                let len = (size - at.min(size)).min(4096) as usize;
+                let _ = image.store.read(at, &mut buf[..len]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_medium_is_changed_behind_all_handles() {
+    let (first, second) = (Scratch::new(&[1; 1024]), Scratch::new(&[2; 2048]));
+    let bench = Bench::new();
+    let (mut disk, control) = first.open(false).unwrap().attach_with_control(bench.machine.space.ram()).unwrap();
+    let other = disk.share();
+    assert!(!control.locked());
+    disk.lock(true);
+    assert!(control.locked());
+    control.change(second.open(true).unwrap()).unwrap();
+    assert_eq!((disk.size(), other.size(), other.read_only()), (2048, 2048, true));
+    first.open(false).expect("it is free again");
+    control.change(Image::empty("cd0")).unwrap();
+    assert_eq!(other.size(), 0);
+    drop((disk, other));
+    assert!(control.change(Image::empty("cd0")).is_err());
+}
+
+/// A disk that fails as long as it is told to.
+struct Moody(Arc<std::sync::atomic::AtomicBool>);
+
+impl Store for Moody {
+    fn size(&self) -> u64 {
+        512
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn read(&mut self, _: u64, buf: &mut [u8]) -> io::Result<()> {
+        buf.fill(3);
+        if self.0.load(Ordering::Relaxed) { Err(io::Error::from_raw_os_error(libc::ENOSPC)) } else { Ok(()) }
+    }
+    fn write(&mut self, _: u64, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_request_that_the_host_fails_is_told_or_waits_until_it_is_tried_again() {
+    for (on_error, ends) in [(OnError::Report, "told"), (OnError::Pause, "retried"), (OnError::Pause, "cancelled")] {
+        let fails = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let store = Box::new(Moody(fails.clone()));
+        let image = Image { name: "moody".to_owned(), store, write_through: false, on_error };
+        let (mut r, control) = rig_with_control(image);
+        let (tell, stalled) = std::sync::mpsc::channel();
+        control.on_stall(move || tell.send(()).unwrap());
+        r.port.submit(DiskRequest { tag: 0, offset: 0, op: DiskOp::ReadBytes(512) });
+        if on_error == OnError::Pause {
+            stalled.recv().unwrap();
+            control.retry();
+            stalled.recv().expect("it fails again");
+            fails.store(false, Ordering::Relaxed);
+            match ends {
+                "retried" => control.retry(),
+                _ => r.port.cancel(),
+            }
+        }
+        let answers: Vec<_> = r.ask(vec![]).into_iter().map(|answer| (answer.ok, answer.data.len())).collect();
+        let expected: &[(bool, usize)] = match ends {
+            "told" => &[(false, 0)],
+            "retried" => &[(true, 512)],
+            _ => &[],
+        };
+        assert_eq!(answers, expected, "{ends}");
+        fails.store(false, Ordering::Relaxed);
+        assert_eq!(r.one(0, DiskOp::ReadBytes(512)).unwrap(), [3; 512]);
+    }
+}
+
+#[test]
+fn past_the_cache_every_request_finds_its_way() {
+    let scratch = Scratch::new(&pattern(1 << 20));
+    let options = ImageOptions { direct: true, ..ImageOptions::default() };
+    let mut r = match Image::open(&scratch.0, options) {
+        Ok(image) => rig(image),
+        // A memory file system.
+        Err(e) => return assert!(format!("{e:#}").contains("cache"), "{e:#}"),
+    };
+    let mut disk = pattern(1 << 20);
+    for (at, len) in [(0, 4096), (512, 512), (4096, 1 << 16), (8192 - 512, 1024), (65_536, 300_032)] {
+        let data = vec![(at / 512) as u8 ^ 0x5a; len];
+        assert_eq!(r.one(at as u64, DiskOp::WriteBytes(data.clone())), Some(vec![]));
+        disk[at..at + len].copy_from_slice(&data);
+    }
+    // Aligned in memory and on disk, and not.
+    for (at, memory) in [(4096, 0x1000), (4096, 0x1200), (512, 0x3000)] {
+        let to = r.stripes(memory, 8192, 2);
+        assert_eq!(r.one(at, DiskOp::Read(to)), Some(vec![]));
+        let mut seen = vec![0; 8192];
+        r.bench.dma().read(memory + 16_384, &mut seen);
+        assert!(seen == disk[at as usize + 8192..][..8192], "{at}");
+    }
+    let from = r.stripes(0x1000, 8192, 1);
+    let mut data = vec![0; 8192];
+    r.bench.dma().read(0x1000, &mut data);
+    assert_eq!(r.one(16_384, DiskOp::Write(from)), Some(vec![]));
+    disk[16_384..24_576].copy_from_slice(&data);
+    assert_eq!(r.one(0, DiskOp::Flush), Some(vec![]));
+    assert!(r.one(0, DiskOp::ReadBytes(1 << 20)).unwrap() == disk);
+    drop(r);
+    assert!(scratch.bytes() == disk);
+}
+
+#[test]
+fn copies_keep_holes_and_are_whole_or_not_there() {
+    let scratch = Scratch::new(&[]);
+    let file = std::fs::OpenOptions::new().write(true).open(&scratch.0).unwrap();
+    file.set_len(64 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &pattern(100_000), 5 << 20).unwrap();
+    let target = |ending: &str| scratch.0.with_extension(ending);
+    let mut shown = 0;
+    for (ending, format) in [("raw", Format::Raw), ("qcow2", Format::Qcow2)] {
+        let path = target(ending);
+        let from = (scratch.0.as_path(), Format::Auto);
+        tools::convert(from, (&path, format), false, &mut |done, all| shown = done * 100 / all).unwrap();
+        assert_eq!(shown, 100);
+        let info = tools::info(&path, Format::Auto).unwrap();
+        assert_eq!((info.format, info.size), (format, 64 << 20));
+        assert!(info.used < 2 << 20, "{ending} takes {}", info.used);
+        let back = target("back");
+        tools::convert((&path, Format::Auto), (&back, Format::Raw), false, &mut |_, _| {}).unwrap();
+        assert!(std::fs::read(&back).unwrap() == scratch.bytes());
+        let again = tools::convert(from, (&path, format), false, &mut |_, _| {});
+        assert!(format!("{:#}", again.unwrap_err()).contains("exists"));
+        assert_eq!(tools::resize(&path, Format::Auto, |old| Some(old * 2), false).unwrap().1, 128 << 20);
+        let smaller = tools::resize(&path, Format::Auto, |_| Some(512), false);
+        assert!(format!("{:#}", smaller.unwrap_err()).contains("--shrink"));
+        let _ = (std::fs::remove_file(&path), std::fs::remove_file(&back));
+    }
+    let bad = tools::convert((&target("none"), Format::Auto), (&target("out"), Format::Raw), false, &mut |_, _| {});
+    assert!(bad.is_err() && !target("out").exists());
 }
