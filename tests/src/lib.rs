@@ -33,6 +33,15 @@ pub fn guest(name: &str) -> Option<String> {
     if path.exists() {
         return Some(path.display().to_string());
     }
+    skip(name);
+    None
+}
+
+/// Notes that the test that runs on this thread is skipped for want of something.
+///
+/// # Panics
+/// When that cannot be noted.
+pub fn skip(name: &str) {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     let line = format!("skipped: {test}: no {name}\n");
     eprint!("{line}");
@@ -40,7 +49,6 @@ pub fn guest(name: &str) -> Option<String> {
         let mut file = OpenOptions::new().create(true).append(true).open(file).expect("the list of skips");
         file.write_all(line.as_bytes()).expect("the list of skips");
     }
-    None
 }
 
 /// The console of a machine that ended.
@@ -166,6 +174,13 @@ impl Run {
     /// Closes the program's standard input.
     pub fn close_input(&mut self) {
         self.child.0.stdin = None;
+    }
+
+    /// Ends the program at once (SIGKILL) and returns what came out of the console.
+    pub fn kill(mut self) -> String {
+        let _ = self.child.0.kill();
+        while self.more() {}
+        self.text()
     }
 
     /// Sends SIGTERM.
