@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use boot::platform::{IsaPort, Platform};
 use boot::{Image, Layout, MemoryMap};
 use cpu::Feature;
@@ -323,7 +323,9 @@ impl Instance {
                 let long_mode = spec.model.has(Feature::Lm);
                 let layout = Layout { map: &map, rsdp: tables.rsdp, vga_text: screen.is_some(), long_mode };
                 let image = boot::load(&k.bytes, k.initrd.as_deref(), &k.args, &layout);
-                Started::Kernel(Box::new(image.with_context(|| k.name.clone())?))
+                let image = image.with_context(|| k.name.clone())?;
+                suits(k, &spec.model)?;
+                Started::Kernel(Box::new(image))
             }
             Start::Bios(options) => {
                 let bios = bios::Services::create(&machine, &platform, &map, options, &pieces, drives)?;
@@ -586,6 +588,17 @@ impl Instance {
         let counts = self.runner.with_vcpus(|v| v.icount());
         (counts.into_iter().sum(), self.machine.clock().now())
     }
+}
+
+/// Refuses a kernel that says it needs what the processor lacks: started directly, it would not look, and die mute.
+fn suits(kernel: &Kernel, model: &cpu::Model) -> Result<()> {
+    let lacks = |name: &&str| !Feature::named(name).is_some_and(|f| model.has(f));
+    let missing: Vec<&str> = boot::required_features(&kernel.bytes).into_iter().filter(lacks).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let (name, cpu, missing) = (&kernel.name, model.name, missing.join(" "));
+    bail!("{name}: it was built for processors with features that the guest's ({cpu}) lacks: {missing}");
 }
 
 fn send(to: &Sender<Message>, message: Message) {

@@ -33,4 +33,5 @@ pub mod video;
 
 pub use image::{DescriptorTable, Entry, Image, Mode, Piece, Registers, Segment};
 pub use kernel::{Layout, load};
+pub use linux::required_features;
 pub use memory::{Kind, MemoryMap, Region};

@@ -7,6 +7,9 @@
 //! command line pointer. memtest86+ 6 and later speaks the same protocol in both forms, without the relocation and
 //! initrd parts.
 //!
+//! What else the setup code does is to refuse a processor that lacks what the kernel was built for; past it, such a kernel
+//! dies without a word. It holds the names of what is needed, to print them ([`required_features`]).
+//!
 //! Source: Documentation/arch/x86/boot.rst and zero-page.rst of the Linux tree.
 
 use crate::bytes::{set, u16_at, u32_at, u64_at};
@@ -159,6 +162,39 @@ pub(crate) fn load(file: &[u8], initrd: Option<&[u8]>, cmdline: &str, layout: &L
         if entry.efer == 0 { 32 } else { 64 }
     );
     Ok(Image { what, pieces: placer.into_pieces(), zero: Vec::new(), entry })
+}
+
+/// What the setup code prints before the names of the features that it misses.
+const MISSING: &[u8] = b"features not present on the CPU:\n\0";
+/// Words of features that Linux has.
+const WORDS: u8 = 32;
+/// Between that text and the table of names are formats and padding.
+const GAP: usize = 64;
+
+/// The processor features that a Linux kernel says it needs, by the names of /proc/cpuinfo. None where `file` is not a
+/// bzImage, or does not say (before 2.6.26, or built without the names).
+pub fn required_features(file: &[u8]) -> Vec<&str> {
+    let sectors = usize::from(file.get(HEADER).copied().unwrap_or(0));
+    let setup = file.get(..(sectors + 1) * SECTOR).filter(|_| is_bzimage(file)).unwrap_or(&[]);
+    let Some(text) = setup.windows(MISSING.len()).position(|w| w == MISSING) else { return Vec::new() };
+    let from = text + MISSING.len();
+    let tables = (from..from + GAP).map(|at| features_at(setup.get(at..).unwrap_or(&[])));
+    tables.into_iter().max_by_key(Vec::len).unwrap_or_default()
+}
+
+/// Entries of a word, a bit of it and a name that ends with a zero byte; what follows the last has another form.
+fn features_at(mut table: &[u8]) -> Vec<&str> {
+    let mut names = Vec::new();
+    while let [0..WORDS, 0..32, rest @ ..] = table {
+        let len = rest.iter().take_while(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_')).count();
+        let (name, end) = rest.split_at(len);
+        if len < 2 || end.first() != Some(&0) {
+            break;
+        }
+        names.extend(std::str::from_utf8(name));
+        table = &end[1..];
+    }
+    names
 }
 
 /// The sum that shows why kernel and initrd do not fit.
@@ -347,6 +383,22 @@ pub(crate) mod tests {
         }
         let error = load(&bzimage(4096), None, "", &no_long).unwrap_err();
         assert_eq!(error.to_string(), "64-bit kernel (Linux 6.1.0-test), but the guest's processor has no long mode");
+    }
+
+    #[test]
+    fn the_setup_code_names_the_features_that_the_kernel_needs() {
+        let mut file = bzimage(64);
+        assert_eq!(required_features(&file), Vec::<&str>::new());
+        let text = b"following features not present on the CPU:\n\0%s \0%d:%d \0\0\0\0\0fpu\0\0\x0fcmov\0\x03\x14nopl\0\x15\x1f\0This";
+        set(&mut file, 0x400, text);
+        assert_eq!(required_features(&file), ["fpu", "cmov", "nopl"]);
+        for len in 0..file.len() {
+            let _ = required_features(&file[..len]);
+        }
+        file[0x400..0x600].fill(0);
+        let cut = b"features not present on the CPU:\n\0\0\0fpu";
+        set(&mut file, 0x600 - cut.len(), cut);
+        assert_eq!(required_features(&file), Vec::<&str>::new());
     }
 
     #[test]

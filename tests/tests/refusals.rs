@@ -52,6 +52,18 @@ fn a_64_bit_kernel_is_refused_on_a_32_bit_processor() {
 }
 
 #[test]
+fn a_kernel_for_newer_processors_is_refused_with_the_features_that_are_missing() {
+    let Some(kernel) = guest("linux-686/vmlinuz") else { return };
+    for (model, missing) in [("486", "(486) lacks: cx8 cmov"), ("pentium", "(pentium) lacks: cmov")] {
+        let ended = run(&["--kernel", &kernel, "-o", &format!("cpu.model={model}")], 20);
+        refused(&ended, &["linux-686/vmlinuz", missing]);
+    }
+    let Some(kernel) = guest("linux-686-pae/vmlinuz") else { return };
+    let ended = run(&["--kernel", &kernel, "-o", "cpu.disable=pae"], 20);
+    refused(&ended, &["lacks: pae"]);
+}
+
+#[test]
 fn check_prints_every_fault_with_line_and_column() {
     let toml = "name = 'x'\ncpus = 0\nmemory = '12Q'\nprofil = 'pc'\n[boot]\nkernel = '/nowhere'\n";
     let path = file("guest.toml", toml.as_bytes());
