@@ -954,7 +954,7 @@ mod tests {
     #[test]
     fn a_message_is_pending_until_a_processor_that_it_went_to_takes_it() {
         let r = rig(2);
-        let (addr, data) = (0xfee0_100c, 0x131);
+        let (addr, data) = (0xfee0_100c, 0x31);
         assert!(!r.bus.pending(addr, data));
         r.bus.msi(addr, data);
         assert!(!r.bus.pending(addr, 0x32) && !r.bus.pending(0xfee0_2000, data) && !r.bus.pending(addr, 0x731));
