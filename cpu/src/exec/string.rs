@@ -2,12 +2,12 @@
 //!
 //! A repeated instruction runs a bounded piece at a time: when count remains it ends with RIP on itself, so that the
 //! run loop sees interrupts between pieces, and with TF set a piece is one repetition. A fault in the middle finds RCX,
-//! RSI and RDI where the architecture wants them. MOVS and STOS upwards inside plain pages go by host pointers;
-//! everything else, devices and pages that hold code among it, goes by ordinary loads and stores.
+//! RSI and RDI where the architecture wants them. All but LODS go by host pointers upwards inside plain pages; everything
+//! else, devices and pages that hold code among it, goes by ordinary loads and stores.
 
 use super::addr::address_mask;
 use super::{Flat, Gen, Kind, kind, width, width_code};
-use crate::flags::{DF, TF};
+use crate::flags::{DF, RF, TF};
 use crate::insn::{Dec, END, ES, Handler, Insn, RAX, RCX, RDI, REPNE, RSI, Res, chains};
 use crate::state::{Cpu, Int, Why};
 
@@ -105,7 +105,8 @@ fn repeat<O: StringOp, A: Implied, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
     }
     let stepping = cpu.rflags & TF != 0;
     let mut piece = if stepping { 1 } else { left.min(piece::<O, T>(cpu, mask)) };
-    while piece > 0 {
+    // A data breakpoint ends the piece: it is taken after the repetition that met it.
+    while piece > 0 && cpu.pending_db == 0 {
         let mut done = if stepping { 0 } else { O::bulk::<A, T>(cpu, i, mask, piece)? };
         if done == 0 {
             O::one::<A, T>(cpu, i, mask)?;
@@ -121,6 +122,8 @@ fn repeat<O: StringOp, A: Implied, T: Int>(cpu: &mut Cpu, i: &Insn) -> Res {
     }
     if left != 0 {
         cpu.rip = cpu.this_rip(i) & cpu.flat_mask;
+        // What comes between two repetitions finds RF set: a breakpoint on the instruction is for its start only.
+        cpu.rflags |= RF;
     }
     Ok(())
 }
@@ -272,6 +275,20 @@ impl StringOp for Cmps {
         cpu.advance::<T>(RDI, mask);
         Ok(())
     }
+
+    fn bulk<A: Implied, T: Int>(cpu: &mut Cpu, i: &Insn, mask: u64, most: u64) -> Res<u64> {
+        if cpu.rflags & DF != 0 {
+            return Ok(0);
+        }
+        let Some((one, most)) = cpu.run::<A, T>(i.seg, RSI, mask, most, false)? else { return Ok(0) };
+        let Some((two, n)) = cpu.run::<A, T>(ES, RDI, mask, most, false)? else { return Ok(0) };
+        let n = compare::<T>(cpu, i, n, |k| (peek::<T>(one, k), peek::<T>(two, k)));
+        for r in [RSI, RDI] {
+            let v = cpu.pointer(r, mask).wrapping_add(n * u64::from(T::BYTES)) & mask;
+            cpu.set_masked(r, v, mask);
+        }
+        Ok(n)
+    }
 }
 
 impl StringOp for Scas {
@@ -286,6 +303,43 @@ impl StringOp for Scas {
         cpu.advance::<T>(RDI, mask);
         Ok(())
     }
+
+    fn bulk<A: Implied, T: Int>(cpu: &mut Cpu, i: &Insn, mask: u64, most: u64) -> Res<u64> {
+        if cpu.rflags & DF != 0 {
+            return Ok(0);
+        }
+        let Some((at, n)) = cpu.run::<A, T>(ES, RDI, mask, most, false)? else { return Ok(0) };
+        let a = cpu.reg::<T>(RAX);
+        let n = compare::<T>(cpu, i, n, |k| (a, peek::<T>(at, k)));
+        let v = cpu.pointer(RDI, mask).wrapping_add(n * u64::from(T::BYTES)) & mask;
+        cpu.set_masked(RDI, v, mask);
+        Ok(n)
+    }
+}
+
+/// Compares `n` pairs at most, one at least, up to the one that ends the repetition, which the flags are of. How many it
+/// were.
+#[inline(always)]
+fn compare<T: Int>(cpu: &mut Cpu, i: &Insn, n: u64, pair: impl Fn(usize) -> (T, T)) -> u64 {
+    let ends = i.flags & REPNE != 0;
+    let mut k = 0;
+    let (a, b) = loop {
+        let (a, b) = pair(k);
+        k += 1;
+        if (a.to_u64() == b.to_u64()) == ends || k as u64 == n {
+            break (a, b);
+        }
+    };
+    cpu.flags.sub(a, b, T::from_u64(a.to_u64().wrapping_sub(b.to_u64())));
+    k as u64
+}
+
+/// Element `k` of guest memory at a host address from [`Cpu::run`], of which it is one.
+#[inline(always)]
+#[expect(unsafe_code, reason = "guest memory is reached by raw pointers, never borrowed")]
+fn peek<T: Int>(at: *const u8, k: usize) -> T {
+    // SAFETY: the caller's; volatile, because devices may write the same memory.
+    unsafe { at.cast::<Unaligned<T>>().add(k).read_volatile() }.0
 }
 
 /// A value at an address of any alignment.

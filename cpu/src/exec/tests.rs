@@ -343,6 +343,41 @@ fn a_repeated_move_goes_in_pieces_and_ends_where_one_by_one_would() {
 }
 
 #[test]
+fn a_repeated_comparison_ends_at_the_same_element_as_one_by_one() {
+    // REPE and REPNE, CMPS and SCAS, of all widths; a device's page makes it go one by one.
+    for (prefix, op, width) in
+        [0xf3, 0xf2].into_iter().flat_map(|p| [(p, 0xa6, 1), (p, 0xa7, 4), (p, 0xae, 1), (p, 0xaf, 4)])
+    {
+        for odd in [0, 1, 5, 16, 17, 99] {
+            let mut m = Rig::flat();
+            let (same, other) = if prefix == 0xf3 { (7, 9) } else { (9, 7) };
+            let mut two = vec![same; 100 * width];
+            two[odd * width + width - 1] = other;
+            if width == 4 && prefix == 0xf2 {
+                two[odd * 4..odd * 4 + 4].fill(7);
+            }
+            m.write(0x5000, &vec![7; 400]);
+            m.write(0x6000, &two);
+            m.set(RAX, 0x0707_0707);
+            m.set(RSI, 0x5000);
+            m.set(RDI, 0x6000);
+            m.set(RCX, 90);
+            assert_eq!(m.run(&[prefix, op]), Ok(()));
+            let done = (odd + 1).min(90);
+            let at = 0x6000 + (done * width) as u64;
+            assert_eq!((m.get(RCX), m.get(RDI)), (90 - done as u64, at), "{prefix:x} {op:x} {odd}");
+            assert_eq!(m.get(RSI), if op < 0xa8 { at - 0x1000 } else { 0x5000 });
+            let (a, b) = (0x0707_0707u32, two[(done - 1) * width..][..width].to_vec());
+            let (a, b) = match b[..] {
+                [b] => (7, u32::from(b)),
+                _ => (a, u32::from_le_bytes(b.try_into().unwrap())),
+            };
+            assert_eq!((m.cpu.flags.zf(), m.cpu.flags.cf()), (a == b, a < b), "{prefix:x} {op:x} {odd}");
+        }
+    }
+}
+
+#[test]
 fn an_overlapping_repeated_move_spreads_its_first_elements() {
     for (code, step) in [(&[0xf3u8, 0xa4][..], 1u64), (&[0xf3, 0xa5], 4)] {
         for distance in 1..12 {

@@ -197,6 +197,35 @@ fn dr4_and_dr5_are_aliases_unless_cr4_de() {
 }
 
 #[test]
+fn an_instruction_breakpoint_on_a_string_instruction_of_several_pieces_hits_once() {
+    let mut m = Machine::protected();
+    m.cpu.gpr[RCX as usize] = 0x900;
+    m.cpu.gpr[RDI as usize] = 0x5800;
+    m.code(32, |a| {
+        a.rep().stosb().unwrap();
+        a.hlt().unwrap();
+    });
+    m.cpu.dr[0] = CODE;
+    m.cpu.write_dr7(1);
+    m.cpu.rflags |= RF;
+    m.runs();
+    assert_eq!((m.gpr(RCX), m.gpr(RDI), m.cpu.rflags & RF), (0, 0x6100, 0));
+}
+
+#[test]
+fn a_data_breakpoint_is_taken_after_the_repetition_that_meets_it() {
+    let mut m = Machine::protected();
+    m.cpu.gpr[RCX as usize] = 10;
+    m.cpu.gpr[RDI as usize] = 0x5000;
+    m.cpu.dr[1] = 0x5003;
+    m.cpu.write_dr7(1 << 3 | 1 << 20);
+    m.code(32, |a| a.rep().stosb().unwrap());
+    assert_eq!(m.vector(), 1);
+    assert_eq!((m.gpr(RCX), m.gpr(RDI), m.cpu.dr[6] & 0xf), (6, 0x5004, 2));
+    assert_eq!(m.stack32::<3>(), [CODE as u32, sel::CODE0.into(), 2 | RF as u32]);
+}
+
+#[test]
 fn an_instruction_breakpoint_on_a_repeated_instruction_hits_once() {
     let mut m = Machine::protected();
     m.cpu.gpr[RCX as usize] = 5;
