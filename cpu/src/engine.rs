@@ -3,7 +3,9 @@
 //! A block is a run of instructions of one page that ends with the first that may transfer control or change what
 //! follows (`END`), at the page's end, or after 32. Its key is the arena address of its first byte and the mode bits
 //! that decoding and the choice of handlers depend on, so aliases share blocks and remapping needs no flush. Blocks
-//! whose end leads into the same page are chained: the distance is the same wherever the page is mapped.
+//! whose end leads into the same page are chained: the distance is the same wherever the page is mapped. An
+//! instruction that lies across two pages is a block of its own, which remembers the second; whether that is mapped
+//! there is asked each time, and no block is chained to it.
 //!
 //! The handler of an instruction ends by a jump to the next one's ([`crate::insn::go_on`]); the last one's returns.
 //! What stands between instructions: a relay before one whose handler knows nothing of this, a gate before one that may
@@ -39,6 +41,10 @@ const MAX_SLOTS: usize = 2 * MAX_OPS + 2;
 const ARENA: usize = 512 << 10;
 const TABLE: usize = 1 << 16;
 const NONE: u32 = u32::MAX;
+/// No second page.
+const ONE_PAGE: u64 = u64::MAX;
+/// Bytes of the longest instruction.
+const LONGEST: usize = 15;
 
 /// A way from the end of a block to another one in the same page.
 #[derive(Clone, Copy)]
@@ -67,6 +73,8 @@ enum End {
 struct Block {
     /// Arena address of the first byte.
     start: u64,
+    /// Arena address of the page that the instruction reaches into, or [`ONE_PAGE`].
+    second: u64,
     /// Index of the first entry in the arena.
     first: u32,
     /// Instructions.
@@ -78,6 +86,25 @@ struct Block {
     stamp: u32,
     mode: Mode,
     end: End,
+}
+
+impl Block {
+    /// The lines of a page that it covers.
+    fn covers(&self, page: u64) -> u64 {
+        let (offset, len) = (self.start % PAGE_SIZE, u64::from(self.len));
+        let first = if self.start / PAGE_SIZE == page { lines(offset, len) } else { 0 };
+        // The bytes may have changed since it was found to reach there.
+        let rest = (offset + len).saturating_sub(PAGE_SIZE);
+        if self.second / PAGE_SIZE == page && rest > 0 { first | lines(0, rest) } else { first }
+    }
+
+    /// The pages that it covers.
+    fn pages(&self) -> impl Iterator<Item = u64> + use<> {
+        let first = self.start / PAGE_SIZE;
+        // Both may be the same, mapped twice.
+        let second = Some(self.second / PAGE_SIZE).filter(|page| self.second != ONE_PAGE && *page != first);
+        std::iter::once(first).chain(second)
+    }
 }
 
 /// The code cache of a machine, shared by the processors that one thread runs in turn.
@@ -104,7 +131,7 @@ impl Default for Engine {
 /// What comes next.
 enum Found {
     Block(u32),
-    /// Not in RAM, or across two pages: one instruction by the plain interpreter.
+    /// Not in RAM: one instruction by the plain interpreter.
     Single,
     /// The fetch faulted, or the map changed under it.
     Again(Option<Exit>),
@@ -145,6 +172,12 @@ impl Engine {
             era: 0,
             epoch: 0,
         }
+    }
+
+    /// Blocks that are held.
+    #[cfg(test)]
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks.len() - self.free.len()
     }
 
     /// Runs `cpu` until the instruction count is `limit`, or a timer is due on a clock that instructions drive, or
@@ -262,7 +295,7 @@ impl Engine {
         let target = &self.blocks[to as usize];
         let source = &self.blocks[from as usize];
         let near = target.start.wrapping_sub(source.start) == delta && target.mode == source.mode;
-        let near = near && source.end != End::Any;
+        let near = near && source.end != End::Any && target.second == ONE_PAGE;
         if !near || target.start / PAGE_SIZE != source.start / PAGE_SIZE {
             return;
         }
@@ -308,10 +341,12 @@ impl Engine {
         let at = page.0 + lin % PAGE_SIZE;
         let mode = cpu.mode;
         let n = self.table[slot(at, mode)];
-        let block = if n != NONE && self.blocks[n as usize].start == at && self.blocks[n as usize].mode == mode {
+        let known = n != NONE && self.blocks[n as usize].start == at && self.blocks[n as usize].mode == mode;
+        let block = if known && self.blocks[n as usize].second == ONE_PAGE {
             n
         } else {
-            match self.build(cpu, at, mode) {
+            let found = if known { self.across(cpu, at, Some(n)) } else { self.build(cpu, at, mode, ONE_PAGE) };
+            match found.or_else(|| self.across(cpu, at, None)) {
                 Some(n) => n,
                 None => return Found::Single,
             }
@@ -327,20 +362,48 @@ impl Engine {
         Found::Block(block)
     }
 
-    /// Decodes the block at arena address `at`. `None` when its first instruction does not lie in one page.
+    /// The block of the instruction at RIP and arena address `at`, which lies across two pages: `known`, if the second
+    /// page is still the same. `None` where the plain interpreter has to see to it.
+    #[inline(never)]
+    fn across(&mut self, cpu: &mut Cpu, at: u64, known: Option<u32>) -> Option<u32> {
+        let room = PAGE_SIZE - at % PAGE_SIZE;
+        if room >= LONGEST as u64 {
+            return None;
+        }
+        let lin = cpu.fetch_address(cpu.rip.wrapping_add(room));
+        let Ok(Some(page)) = lin.and_then(|lin| cpu.code_page(lin)) else {
+            cpu.why = Why::None;
+            return None;
+        };
+        if known.is_some_and(|n| self.blocks[n as usize].second == page.0) {
+            return known;
+        }
+        if let Some(n) = known {
+            self.drop_block(n);
+        }
+        self.build(cpu, at, cpu.mode, page.0)
+    }
+
+    /// Decodes the block at arena address `at`, or with a `second` page the instruction there alone. `None` when it does
+    /// not lie in one page, or in the two.
     #[cold]
-    fn build(&mut self, cpu: &mut Cpu, at: u64, mode: Mode) -> Option<u32> {
+    fn build(&mut self, cpu: &mut Cpu, at: u64, mode: Mode, second: u64) -> Option<u32> {
         if self.ops.len() + MAX_SLOTS > ARENA {
             self.drop_all(cpu);
         }
-        let mut bytes = [0; MAX_OPS * 15];
-        let room = ((PAGE_SIZE - at % PAGE_SIZE) as usize).min(bytes.len());
+        let mut bytes = [0; MAX_OPS * LONGEST];
+        let mut room = ((PAGE_SIZE - at % PAGE_SIZE) as usize).min(bytes.len());
         cpu.bus.ram().read(RamAddr(at), &mut bytes[..room]);
+        let most = if second == ONE_PAGE { MAX_OPS } else { 1 };
+        if second != ONE_PAGE {
+            cpu.bus.ram().read(RamAddr(second), &mut bytes[room..LONGEST]);
+            room = LONGEST;
+        }
         let first = self.ops.len();
         let (mut count, mut len, mut end) = (0, 0, End::Near);
         let (mut open, features) = (true, cpu.model.features);
-        while open && count < MAX_OPS && len < room {
-            let room = room.min(len + 15);
+        while open && count < most && len < room {
+            let room = room.min(len + LONGEST);
             let Ok(mut insn) = decode_for(&bytes[len..room], mode, features, None) else { break };
             if !rebase(&mut insn, len as u16) {
                 break;
@@ -372,6 +435,7 @@ impl Engine {
         }
         let block = Block {
             start: at,
+            second,
             first: first as u32,
             count: count as u16,
             len: len as u16,
@@ -392,13 +456,14 @@ impl Engine {
             }
         };
         self.table[slot(at, mode)] = n;
-        let page = at / PAGE_SIZE;
-        self.pages.entry(page).or_default().push(n);
-        let lines = lines(at % PAGE_SIZE, len as u64);
-        if cpu.bus.ram().code_lines(page).fetch_or(lines, Ordering::AcqRel) == 0 {
-            self.epoch += 1;
-            cpu.code_epoch = self.epoch;
-            cpu.drop_write_tags(page);
+        for page in self.blocks[n as usize].pages() {
+            self.pages.entry(page).or_default().push(n);
+            let lines = self.blocks[n as usize].covers(page);
+            if cpu.bus.ram().code_lines(page).fetch_or(lines, Ordering::AcqRel) == 0 {
+                self.epoch += 1;
+                cpu.code_epoch = self.epoch;
+                cpu.drop_write_tags(page);
+            }
         }
         Some(n)
     }
@@ -442,13 +507,12 @@ impl Engine {
         let mut left = 0;
         let mut kept = Vec::with_capacity(list.len());
         for n in list {
-            let block = &self.blocks[n as usize];
-            let covered = lines(block.start % PAGE_SIZE, u64::from(block.len));
+            let covered = self.blocks[n as usize].covers(page);
             if covered & hit == 0 {
                 left |= covered;
                 kept.push(n);
             } else {
-                self.release(n);
+                self.drop_block(n);
             }
         }
         if !kept.is_empty() {
@@ -458,14 +522,11 @@ impl Engine {
     }
 
     fn drop_block(&mut self, n: u32) {
-        let page = self.blocks[n as usize].start / PAGE_SIZE;
-        if let Some(list) = self.pages.get_mut(&page) {
-            list.retain(|m| *m != n);
+        for page in self.blocks[n as usize].pages() {
+            if let Some(list) = self.pages.get_mut(&page) {
+                list.retain(|m| *m != n);
+            }
         }
-        self.release(n);
-    }
-
-    fn release(&mut self, n: u32) {
         let block = &mut self.blocks[n as usize];
         let entry = &mut self.table[slot(block.start, block.mode)];
         if *entry == n {

@@ -3,6 +3,7 @@
 //! A [`Machine`] has 4 MiB of RAM at 0, a register bank of a device behind it, and 256 interrupt handlers that are one
 //! HLT each, so that where the processor halts says which vector it took, and the stack says with what.
 
+mod crossing;
 mod debug;
 mod gates;
 mod io;
