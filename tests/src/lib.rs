@@ -81,6 +81,14 @@ impl Ended {
             .collect()
     }
 
+    /// The line `state ...` that `--until` prints.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn state(&self) -> &str {
+        self.stderr.lines().find(|l| l.starts_with("state ")).unwrap_or_else(|| panic!("no state in {}", self.stderr))
+    }
+
     /// The number before `instructions` in the report of `--stats`.
     ///
     /// # Panics

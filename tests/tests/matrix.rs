@@ -68,6 +68,19 @@ fn whole() -> Option<(Vec<String>, Ended)> {
     Some((words, ended))
 }
 
+#[test]
+#[ignore = "part of tests/matrix"]
+fn a_linux_boot_by_the_plain_interpreter_is_the_same_in_every_byte() {
+    let Some((words, whole)) = whole() else { return };
+    let again =
+        |more: &[&str]| run(&[&words[..], &more.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()].concat(), 3600);
+    let until = (whole.instructions() / 4 * 3).to_string();
+    assert_eq!(again(&["--plain", "--until", &until]).state(), again(&["--until", &until]).state());
+    let ended = again(&["--plain"]);
+    assert_eq!(ended.console, whole.console);
+    assert_eq!(ended.instructions(), whole.instructions());
+}
+
 /// Saves the boot after `until` instructions, and finishes it in a new process.
 fn resumed(words: &[String], whole: &Ended, until: u64) {
     let file = format!("{}/boot-{until}-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());

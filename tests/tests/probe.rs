@@ -45,11 +45,6 @@ fn two_runs_by_the_instruction_clock_are_the_same_to_the_last_instruction() {
     assert!(a.instructions() > 10_000_000);
 }
 
-/// The line `state ...` that `--until` prints.
-fn state(ended: &Ended) -> &str {
-    ended.stderr.lines().find(|l| l.starts_with("state ")).unwrap_or_else(|| panic!("no state in {}", ended.stderr))
-}
-
 #[test]
 fn the_engine_and_the_plain_interpreter_agree_in_every_byte_of_the_machine() {
     let probe = probe();
@@ -58,7 +53,7 @@ fn the_engine_and_the_plain_interpreter_agree_in_every_byte_of_the_machine() {
         let engine = run(&[&words[..], &["--until", until]].concat(), 300);
         let plain = run(&[&words[..], &["--until", until, "--plain"]].concat(), 300);
         assert_eq!(engine.instructions().to_string(), until);
-        assert_eq!(state(&engine), state(&plain), "after {until} instructions");
+        assert_eq!(engine.state(), plain.state(), "after {until} instructions");
     }
 }
 
