@@ -13,8 +13,8 @@ use emu::{Backends, Backing, Bdf, DeviceCell, Event, IrqLine, IrqSink, Machine, 
 use host::keyboard::{Room, Typist};
 use hv::Vm;
 use lpc::{
-    AcpiPm, BhyveHostBridge, BhyveLpc, DebugPorts, FwCfg, FwCfgItems, HostBridge, Hpet, I440, I8042, I8237, I8254,
-    I8259, IoApic, LegacyRoute, Mc146818, Mechanism1, Piix, PiixIsa, Pirq, lpc_bhyve,
+    AcpiPm, BhyveHostBridge, BhyveLpc, DebugPorts, FloppyModel, FwCfg, FwCfgItems, HostBridge, Hpet, I440, I8042,
+    I8237, I8254, I8259, IoApic, LegacyRoute, Mc146818, Mechanism1, Piix, PiixIsa, Pirq, lpc_bhyve,
 };
 
 /// What a board is: which chips are on it, and where.
@@ -125,6 +125,8 @@ pub struct Parts {
     pub cpus: u32,
     /// SMBIOS UUID.
     pub uuid: [u8; 16],
+    /// Floppy drives, for CMOS.
+    pub floppies: Vec<FloppyModel>,
 }
 
 /// A board in a machine.
@@ -133,6 +135,8 @@ pub struct Board {
     pub pm: Arc<DeviceCell>,
     /// Who types at the keyboard.
     pub typist: Arc<Typist>,
+    /// What ISA devices ask for their transfers.
+    pub dma: Arc<I8237>,
 }
 
 /// One ISA interrupt wire leads to the 8259 pair and to the I/O APIC, where IRQ 0 arrives at pin 2. Guests listen to one
@@ -239,7 +243,7 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
         }
     };
     vm.on_ferr(Box::new(move || isa_bridge.event(Event::Ferr)));
-    I8237::new(machine);
+    let dma = I8237::new(machine);
     let (typist, keys) = Typist::start(machine, key_room(machine.space.ram().clone(), ram));
     let backends = Backends { keys: Some(keys), ..Backends::default() };
     machine.plug_with("i8042", None, backends, |s| Ok(I8042::create(s))).map_err(|e| anyhow!(e))?;
@@ -257,7 +261,7 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
         let items = fw_cfg_items(parts)?;
         part("fw-cfg", None, Box::new(move |s| Ok(FwCfg::create(s, items))))?;
     }
-    Ok(Board { pm, typist })
+    Ok(Board { pm, typist, dma })
 }
 
 /// What firmware made for QEMU's machine of this kind looks for.
@@ -275,14 +279,19 @@ fn fw_cfg_items(parts: &Parts) -> Result<FwCfgItems> {
 
 type Create = Box<dyn FnOnce(&mut emu::Slot) -> Result<Box<dyn emu::Device>, String>>;
 
-/// What a BIOS writes into CMOS: equipment and memory sizes.
+/// What a BIOS writes into CMOS: equipment, floppy drives and memory sizes.
 fn cmos(parts: &Parts) -> Vec<(u8, u8)> {
     let kib = |bytes: u64, max: u64| (bytes >> 10).min(max) as u16;
     let extended = kib(parts.low_memory.saturating_sub(1 << 20), 0xfc00);
     let above_16m = (parts.low_memory.saturating_sub(16 << 20) >> 16).min(0xffff) as u16;
     let above_4g = (parts.memory - parts.low_memory) >> 16;
     let words = [(0x15, 640), (0x17, extended), (0x30, extended), (0x34, above_16m)];
-    let mut out = vec![(0x14, 0x06)];
+    let drive = |n: usize| parts.floppies.get(n).map_or(0, |model| *model as u8);
+    let floppies = match parts.floppies.len() {
+        0 => 0,
+        n => 1 | (n as u8 - 1) << 6,
+    };
+    let mut out = vec![(0x10, drive(0) << 4 | drive(1)), (0x14, 0x06 | floppies)];
     for (at, word) in words {
         out.extend([(at, word as u8), (at + 1, (word >> 8) as u8)]);
     }

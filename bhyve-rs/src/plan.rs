@@ -12,10 +12,11 @@ use boot::bios::DriveKind;
 use cfg::{Error, Key, Kind, Node, PciSlot, Problem};
 use devices::MODELS;
 use emu::backend::Disk;
-use emu::{Backends, Bdf, Class, DeviceCell, Machine, Model, ParamKind, Params, Unit};
+use emu::{Backends, Bdf, Class, DeviceCell, Machine, Model, ParamKind, Params, Slot, Unit};
 use host::disk::{Format, Image, ImageOptions, OnError};
+use lpc::{FloppyModel, FloppyUnit, I82077aa, Medium};
 
-use crate::board;
+use crate::board::{self, Board};
 use crate::media::{Drive, Media};
 
 /// The controller that the board brings.
@@ -62,6 +63,9 @@ fn is_boards(model: &Model) -> bool {
 
 /// The models that a section can name.
 pub fn words(section: &str) -> Vec<&'static str> {
+    if section == "floppy" {
+        return FloppyModel::ALL.map(|(name, _)| name).into();
+    }
     let ours = match section {
         "disk" | "cd" => Some(IDE),
         "screen" => Some(NO_SCREEN),
@@ -115,12 +119,17 @@ struct Content {
     image: Image,
 }
 
+/// A floppy drive.
+struct Floppy {
+    unit: FloppyUnit,
+    content: Content,
+}
+
 /// Everything that is plugged into a board.
 pub struct Plan {
     board: &'static board::Kind,
     placed: Vec<Placed>,
-    /// What is in the diskette drives.
-    floppies: Vec<Content>,
+    floppies: Vec<Floppy>,
 }
 
 /// What a drive or a card wants of the plan.
@@ -190,9 +199,9 @@ impl Plan {
                 errors.extend(put.err().map(|p| at_key(other, p).into()));
             }
         }
-        for floppy in node.children("floppy").iter().filter(|_| images) {
-            match content(floppy, "floppy") {
-                Ok(content) => plan.floppies.push(content),
+        for drive in node.children("floppy").iter().filter(|_| images) {
+            match floppy(drive) {
+                Ok(floppy) => plan.floppies.push(floppy),
                 Err(e) => errors.push(e),
             }
         }
@@ -284,17 +293,37 @@ impl Plan {
         slot > 0 && slot < 32 && slot != self.board.isa_bridge && self.placed.iter().all(|p| p.bdf.dev != slot)
     }
 
+    /// The kinds of floppy drives, the first is A.
+    pub fn floppies(&self) -> Vec<FloppyModel> {
+        self.floppies.iter().map(|f| f.unit.model).collect()
+    }
+
     /// Plugs everything in.
     ///
     /// # Errors
     /// What a device says, or the host has no threads for the disks.
-    pub fn plug(self, machine: &Arc<Machine>) -> Result<Peripherals> {
+    pub fn plug(self, machine: &Arc<Machine>, board: &Board) -> Result<Peripherals> {
         let ram = machine.space.ram();
         let mut plugged = Peripherals::default();
-        for Content { name, options, image } in self.floppies {
+        let units = [0, 1].map(|n| self.floppies.get(n).map(|f| f.unit));
+        let (mut disks, mut drives) = (Vec::new(), Vec::new());
+        for Content { name, options, image } in self.floppies.into_iter().map(|f| f.content) {
             let (disk, control) = image.attach_with_control(ram)?;
-            plugged.drives.push(Plugged { kind: DriveKind::Floppy, place: None, disk: Some(disk) });
-            plugged.media.0.push(Drive { name, options, control, controller: None });
+            plugged.drives.push(Plugged { kind: DriveKind::Floppy, place: None, disk: Some(disk.share()) });
+            disks.push(Some(disk));
+            drives.push((name, options, control));
+        }
+        if !disks.is_empty() {
+            let backends = Backends { disks, ..Backends::default() };
+            let create = |slot: &mut Slot| Ok(I82077aa::create(slot, board.dma.clone(), units));
+            let cell = machine.plug_with("floppy", None, backends, create).map_err(|e| anyhow!(e))?;
+            let with = |(unit, (name, options, control))| Drive {
+                name,
+                options,
+                control,
+                controller: Some((cell.clone(), unit)),
+            };
+            plugged.media.0.extend(drives.into_iter().enumerate().map(with));
         }
         for p in self.placed {
             let mut disks: Vec<Option<Box<dyn Disk>>> = Vec::new();
@@ -342,8 +371,8 @@ impl fmt::Display for Plan {
             }
             f.write_str("]")?;
         }
-        for content in &self.floppies {
-            write!(f, "[floppy {}]", content.image.size())?;
+        for floppy in &self.floppies {
+            write!(f, "[{:?} {}]", floppy.unit, floppy.content.image.size())?;
         }
         Ok(())
     }
@@ -366,7 +395,8 @@ fn mac(machine: &str, bdf: Bdf) -> String {
 fn content(drive: &Node, section: &str) -> Result<Content> {
     let options = match section {
         "cd" => ImageOptions { read_only: true, ..ImageOptions::default() },
-        "floppy" => ImageOptions { read_only: drive.bool("readonly"), ..ImageOptions::default() },
+        // Nothing stands between such a drive and its medium that a guest could flush.
+        "floppy" => ImageOptions { read_only: drive.bool("readonly"), write_through: true, ..ImageOptions::default() },
         _ => ImageOptions {
             format: Format::named(drive.text("format")).unwrap_or_default(),
             read_only: drive.bool("readonly"),
@@ -382,6 +412,26 @@ fn content(drive: &Node, section: &str) -> Result<Content> {
         false => Image::empty(&name),
     };
     Ok(Content { name, options, image })
+}
+
+/// A floppy drive and what is in it.
+fn floppy(drive: &Node) -> Result<Floppy> {
+    let content = content(drive, "floppy")?;
+    let given = drive.maybe::<&str>("model");
+    let given = given.and_then(|name| FloppyModel::ALL.into_iter().find(|(n, _)| *n == name)).map(|(_, model)| model);
+    let mut model = given.unwrap_or(FloppyModel::D1440k);
+    let size = content.image.size();
+    if size > 0 {
+        let say = |message: String| anyhow::Error::from(drive.error("path", Problem::new(message)));
+        let Some((medium, simplest)) = Medium::of(size).zip(FloppyModel::for_image(size)) else {
+            return Err(say(format!("no floppy disk has {size} bytes")));
+        };
+        model = given.unwrap_or(simplest);
+        if model.rate(medium).is_none() {
+            return Err(say(format!("a drive of that model does not take a disk of {size} bytes")));
+        }
+    }
+    Ok(Floppy { unit: FloppyUnit { model, turbo: drive.bool("turbo") }, content })
 }
 
 /// What cannot be plugged in.

@@ -279,7 +279,9 @@ impl Instance {
             rtc_start: spec.rtc_start,
             cpus: spec.cpus,
             uuid: spec.uuid,
+            floppies: plan.floppies(),
         };
+        let floppy = !parts.floppies.is_empty();
         let board = board::build(&machine, &vm, &parts)?;
         let shape = format!(
             "{} processors {}, {} bytes of memory, board {}, {plan}",
@@ -288,7 +290,7 @@ impl Instance {
             spec.memory,
             spec.board.name
         );
-        let Peripherals { drives, media, screen } = plan.plug(&machine)?;
+        let Peripherals { drives, media, screen } = plan.plug(&machine, &board)?;
         let told = tx.clone();
         media.on_stall(move || send(&told, Message::Order(Order::Pause, None)));
         let ports: Vec<IsaPort> = COM[..serial.len().min(4)].to_vec();
@@ -311,6 +313,7 @@ impl Instance {
         }
 
         let mut platform = board::platform(spec.board, spec.cpus, &spec.model, low, ports, spec.uuid);
+        platform.floppy = floppy;
         if !spec.acpi {
             platform.acpi = None;
         }

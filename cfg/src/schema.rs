@@ -137,6 +137,7 @@ const FLOPPY: Section = Section {
         key("path", READABLE, None, "image; without one the drive is empty"),
         key("model", Kind::Named("floppy"), None, "drive; by default as large as the image needs"),
         key("readonly", Kind::Bool, Some("false"), "write-protected"),
+        key("turbo", Kind::Bool, Some("true"), "as fast as the host; false: as slow as a real drive"),
     ],
     ..Section::EMPTY
 };
