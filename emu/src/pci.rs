@@ -272,8 +272,8 @@ impl PciFunction {
         assert!(last < 6 && inner.config.writable[at..BAR0 + 4 * (last + 1)] == [0; 8][..4 * (last + 1 - index)]);
         let mask = !(bar.len - 1);
         inner.config.set32(at, flags);
-        let low = if bar.kind == BarKind::Io { mask as u32 & 0xffff } else { mask as u32 };
-        inner.config.writable(at, &low.to_le_bytes());
+        // Of I/O addresses, too, all 32 bits: SeaBIOS takes a size from them.
+        inner.config.writable(at, &(mask as u32).to_le_bytes());
         if wide {
             inner.config.writable(at + 4, &((mask >> 32) as u32).to_le_bytes());
         }
@@ -437,7 +437,7 @@ fn bar_base(config: &PciConfig, index: usize, bar: Bar) -> u64 {
     let at = BAR0 + 4 * index;
     let low = u64::from(config.get32(at));
     match bar.kind {
-        BarKind::Io => low & 0xfffc,
+        BarKind::Io => low & !3,
         BarKind::Mem32 | BarKind::Mem32Prefetch => low & !0xf,
         BarKind::Mem64 | BarKind::Mem64Prefetch => low & !0xf | u64::from(config.get32(at + 4)) << 32,
     }

@@ -94,7 +94,7 @@ fn all_ones_written_to_a_bar_read_back_as_its_size_and_kind() {
         b.config_write(at, 4, u32::MAX);
     }
     let bars: Vec<u32> = (0x10..0x28).step_by(4).map(|at| b.config_read(at, 4)).collect();
-    assert_eq!(bars, [0xffe1, 0xffff_f008, 4, 0xffff_fffe, 0, 0]);
+    assert_eq!(bars, [0xffff_ffe1, 0xffff_f008, 4, 0xffff_fffe, 0, 0]);
 }
 
 #[test]
