@@ -485,6 +485,8 @@ impl Drive {
         // No need of SET FEATURES to spin up.
         w[2] = 0xc837;
         w[3] = natural.heads.into();
+        // Unformatted bytes of a track and of a sector, long retired: Bochs's BIOS moves as many for a sector.
+        (w[4], w[5]) = (512 * u16::from(natural.sectors), 512);
         w[6] = natural.sectors.into();
         self.names(&mut w);
         // A buffer of 256 KiB with look-ahead; 4 more bytes on LONG transfers.
