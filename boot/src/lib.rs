@@ -20,6 +20,7 @@ mod identify;
 mod image;
 mod kernel;
 mod linux;
+pub mod loader;
 mod memory;
 mod mp;
 mod multiboot;

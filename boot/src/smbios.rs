@@ -10,9 +10,9 @@ use crate::memory::MemoryMap;
 use crate::platform::Platform;
 use std::ops::RangeInclusive;
 
-const ENTRY_LEN: usize = 31;
+pub(crate) const ENTRY_LEN: usize = 31;
 /// Where the structures begin behind the entry point.
-const TABLE_AT: usize = 32;
+pub(crate) const TABLE_AT: usize = 32;
 const MEMORY_ARRAY: u16 = 0x1000;
 const CHASSIS: u16 = 0x0300;
 const UNKNOWN: u8 = 2;

@@ -51,14 +51,25 @@ const NAME: usize = 56;
 /// Bytes of the largest file that a guest may write.
 const WRITABLE: usize = 1 << 16;
 
-#[derive(Clone, Debug)]
+/// Makes an item's bytes, always the same number.
+type Make = Arc<dyn Fn() -> Vec<u8> + Send + Sync>;
+
+#[derive(Clone)]
 struct Item {
     data: Vec<u8>,
     writable: bool,
+    /// Asked for the bytes whenever a guest selects the item.
+    make: Option<Make>,
+}
+
+impl Item {
+    fn fixed(data: Vec<u8>) -> Item {
+        Item { data, writable: false, make: None }
+    }
 }
 
 /// What the device has to tell: filled by whoever assembles the machine.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct FwCfgItems {
     keys: BTreeMap<u16, Item>,
     files: BTreeMap<String, Item>,
@@ -76,7 +87,7 @@ impl FwCfgItems {
 
     /// An item by its key.
     pub fn set(&mut self, key: u16, data: impl Into<Vec<u8>>) {
-        self.keys.insert(key, Item { data: data.into(), writable: false });
+        self.keys.insert(key, Item::fixed(data.into()));
     }
 
     /// The machine's UUID.
@@ -124,7 +135,16 @@ impl FwCfgItems {
     /// # Errors
     /// When the name is empty, too long, not ASCII or taken, or there is no key left.
     pub fn file(&mut self, name: &str, data: Vec<u8>) -> Result<(), String> {
-        self.add_file(name, Item { data, writable: false })
+        self.add_file(name, Item::fixed(data))
+    }
+
+    /// A file that is made anew, with the same length, whenever a guest selects it: of tables that tell of registers
+    /// which the firmware programs before it reads them.
+    ///
+    /// # Errors
+    /// As [`FwCfgItems::file`].
+    pub fn made_file(&mut self, name: &str, make: impl Fn() -> Vec<u8> + Send + Sync + 'static) -> Result<(), String> {
+        self.add_file(name, Item { data: make(), writable: false, make: Some(Arc::new(make)) })
     }
 
     /// A file of up to 64 KiB that guests can also overwrite. Reset brings `data` back.
@@ -135,7 +155,7 @@ impl FwCfgItems {
         if data.len() > WRITABLE {
             return Err(format!("fw_cfg file {name:?} has {} bytes, writable ones {WRITABLE} at most", data.len()));
         }
-        self.add_file(name, Item { data, writable: true })
+        self.add_file(name, Item { data, writable: true, make: None })
     }
 
     fn add_file(&mut self, name: &str, item: Item) -> Result<(), String> {
@@ -165,7 +185,7 @@ impl FwCfgItems {
             directory.extend(name.bytes().chain(std::iter::repeat(0)).take(NAME));
             items.insert(key, item);
         }
-        items.insert(FILE_DIR, Item { data: directory, writable: false });
+        items.insert(FILE_DIR, Item::fixed(directory));
         items
     }
 }
@@ -212,6 +232,18 @@ impl FwCfg {
     fn select(&mut self, key: u16) {
         self.regs.key = key & !WRITE_CHANNEL;
         self.regs.offset = 0;
+        self.make();
+    }
+
+    /// Makes the selected item's bytes, if it is one of those.
+    fn make(&mut self) {
+        if let Some(item) = self.items.get_mut(&self.regs.key)
+            && let Some(make) = &item.make
+        {
+            let len = item.data.len();
+            item.data = make();
+            item.data.resize(len, 0);
+        }
     }
 
     /// The selected item's bytes from the offset on.
@@ -360,6 +392,10 @@ impl Device for FwCfg {
     fn state(&mut self) -> &mut dyn State {
         &mut self.regs
     }
+
+    fn restored(&mut self) {
+        self.make();
+    }
 }
 
 #[cfg(test)]
@@ -449,6 +485,19 @@ mod tests {
         let (key, size) = find(&mut b, "opt/org.example/a").unwrap();
         assert_eq!((read(&mut b, key, 4), size), (vec![1, 2, 3, 0], 3));
         assert_eq!(find(&mut b, "bootorder").unwrap().1, 0);
+    }
+
+    #[test]
+    fn made_files_are_made_when_they_are_selected_and_keep_their_length() {
+        let count = Arc::new(std::sync::atomic::AtomicU8::new(0));
+        let counter = count.clone();
+        let mut b = rig(|i| {
+            let make = move || vec![counter.load(std::sync::atomic::Ordering::Relaxed); 3];
+            i.made_file("etc/made", make).unwrap();
+        });
+        let (key, size) = find(&mut b, "etc/made").unwrap();
+        count.store(7, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!((size, read(&mut b, key, 4)), (3, vec![7, 7, 7, 0]));
     }
 
     #[test]

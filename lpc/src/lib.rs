@@ -18,6 +18,7 @@ mod ioapic;
 pub mod lpc_bhyve;
 mod mc146818;
 mod ns16550;
+mod pflash;
 mod piix_isa;
 mod pirq;
 
@@ -36,5 +37,6 @@ pub use ioapic::IoApic;
 pub use lpc_bhyve::{BhyveHostBridge, BhyveLpc};
 pub use mc146818::Mc146818;
 pub use ns16550::Ns16550;
+pub use pflash::{BLOCK, Pflash};
 pub use piix_isa::{Piix, PiixIsa};
 pub use pirq::Pirq;
