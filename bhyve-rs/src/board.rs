@@ -33,7 +33,7 @@ pub struct Kind {
     /// A board of 1998 has no HPET.
     hpet: bool,
     /// Firmware made for QEMU knows its machine as this board.
-    fw_cfg: bool,
+    pub fw_cfg: bool,
     /// The first PCI device number that is free.
     pub first_slot: u8,
 }
@@ -257,15 +257,30 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     // What firmware says there is part of the log, for whoever asks for it.
     let log = Box::new(|line: &str| tracing::debug!(target: "firmware", "{line}"));
     part("debug-ports", None, Box::new(|s| Ok(DebugPorts::create(s, log))))?;
-    if kind.fw_cfg {
-        let items = fw_cfg_items(parts)?;
-        part("fw-cfg", None, Box::new(move |s| Ok(FwCfg::create(s, items))))?;
-    }
     Ok(Board { pm, typist, dma })
 }
 
+impl Kind {
+    /// Whether RAM covers the BIOS below 1 MiB at the firmware's will.
+    pub fn shadows(&self) -> bool {
+        self.chipset != Chipset::Bhyve
+    }
+}
+
+/// Puts fw_cfg in.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn fw_cfg(machine: &Arc<Machine>, items: FwCfgItems) -> Result<()> {
+    machine.plug_with("fw-cfg", None, Backends::default(), |s| Ok(FwCfg::create(s, items))).map_err(|e| anyhow!(e))?;
+    Ok(())
+}
+
 /// What firmware made for QEMU's machine of this kind looks for.
-fn fw_cfg_items(parts: &Parts) -> Result<FwCfgItems> {
+///
+/// # Errors
+/// When something is there twice.
+pub fn fw_cfg_items(parts: &Parts) -> Result<FwCfgItems> {
     let mut items = FwCfgItems::new();
     items.uuid(parts.uuid);
     items.ram_size(parts.memory);
@@ -295,6 +310,8 @@ fn cmos(parts: &Parts) -> Vec<(u8, u8)> {
     for (at, word) in words {
         out.extend([(at, word as u8), (at + 1, (word >> 8) as u8)]);
     }
+    // Boot order CD, disk, floppy, and LBA translation of all disks: for Bochs's BIOS and SeaBIOS.
+    out.extend([(0x3d, 0x23), (0x38, 0x10), (0x39, 0x55), (0x3a, 0x55), (0x5f, parts.cpus as u8 - 1)]);
     out.extend([(0x5b, above_4g as u8), (0x5c, (above_4g >> 8) as u8), (0x5d, (above_4g >> 16) as u8)]);
     out
 }

@@ -12,7 +12,7 @@ use host::console::{self, ConsoleSpec, Description};
 use host::{ConsoleCommand, Io};
 
 use crate::vm::{Handle, Kernel, Order, Spec, Start};
-use crate::{board, plan, processor};
+use crate::{board, plan, processor, rom};
 
 /// The words of this version.
 struct Words;
@@ -90,10 +90,6 @@ pub fn check(draft: &Draft) -> Result<Node, Errors> {
             errors.push(screen.error("backend", problem));
         }
     }
-    let boot = node.child("boot");
-    if boot.is_given("firmware") {
-        errors.push(boot.error("firmware", Problem::new("external firmware is not supported by this version yet")));
-    }
     match node.text("backend") {
         "auto" | "soft" => {}
         other => errors.push(
@@ -109,12 +105,15 @@ pub fn check(draft: &Draft) -> Result<Node, Errors> {
     if errors.is_empty() { Ok(node) } else { Err(Errors::sorted(errors)) }
 }
 
-/// What a configuration starts: a kernel if it names one, else the built-in BIOS.
+/// What a configuration starts: firmware or a kernel if it names one, else the built-in BIOS.
 ///
 /// # Errors
 /// When a file cannot be read.
 pub fn start(node: &Node) -> Result<Start> {
     let boot = node.child("boot");
+    if boot.is_given("firmware") {
+        return Ok(Start::Firmware(rom::open(node)?));
+    }
     if !boot.is_given("kernel") {
         return Ok(Start::Bios(bios_options(node)));
     }
@@ -309,11 +308,11 @@ mod tests {
 
     #[test]
     fn what_this_version_lacks_is_refused_by_key() {
-        let text = "name = 'x'\nbackend = 'kvm'\n[boot]\nfirmware = 'Cargo.toml'\n";
+        let text = "name = 'x'\nbackend = 'kvm'\n[[nic]]\nbackend = 'nat'\nmodel = 'virtio-net'\n";
         let errors = check(&Draft::parse("t.toml", text)).unwrap_err();
         let lines: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
         assert_eq!(lines.len(), 2, "{lines:?}");
         assert!(lines[0].starts_with("t.toml:2:11: backend: "), "{}", lines[0]);
-        assert!(lines[1].starts_with("t.toml:4:12: boot.firmware: "), "{}", lines[1]);
+        assert!(lines[1].starts_with("t.toml:4:11: nic.0.backend: "), "{}", lines[1]);
     }
 }

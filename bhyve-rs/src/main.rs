@@ -12,6 +12,7 @@ mod media;
 mod plan;
 mod processor;
 mod remote;
+mod rom;
 mod screenshot;
 mod script;
 mod state;

@@ -298,6 +298,33 @@ impl Plan {
         self.floppies.iter().map(|f| f.unit.model).collect()
     }
 
+    /// The paths, as Open Firmware's, of what boots in the order of these words of `boot.order`.
+    pub fn boot_order(&self, order: &[String]) -> Vec<String> {
+        let mut paths = Vec::new();
+        for word in order {
+            if word == "floppy" {
+                let isa = self.board.isa_bridge;
+                paths.extend((0..self.floppies.len()).map(|n| format!("/pci@i0cf8/isa@{isa:x}/fdc@03f0/floppy@{n}")));
+            }
+            let units = self.placed.iter().flat_map(|p| p.units.iter().enumerate().map(move |(n, unit)| (p, n, *unit)));
+            for (placed, n, _) in units.filter(|(_, _, u)| match word.as_str() {
+                "disk" => *u == Unit::Disk,
+                "cd" => *u == Unit::Cd,
+                _ => false,
+            }) {
+                let Bdf { dev, func, .. } = placed.bdf;
+                let at = if func == 0 { format!("{dev:x}") } else { format!("{dev:x},{func:x}") };
+                paths.push(match placed.model.name {
+                    name if name.starts_with("virtio") => format!("/pci@i0cf8/scsi@{at}/disk@0,0"),
+                    "nvme" => format!("/pci@i0cf8/pci8086,5845@{at}/namespace@{},0", n + 1),
+                    name if name.starts_with("ahci") => format!("/pci@i0cf8/pci8086,2922@{at}/drive@{n}/disk@0"),
+                    _ => format!("/pci@i0cf8/ide@{at}/drive@{}/disk@{}", n / 2, n % 2),
+                });
+            }
+        }
+        paths
+    }
+
     /// Plugs everything in.
     ///
     /// # Errors

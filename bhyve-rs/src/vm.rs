@@ -26,6 +26,7 @@ use crate::firmware;
 use crate::media::{Change, Media};
 use crate::plan::{Peripherals, Plan};
 use crate::processor::LOW_LIMIT;
+use crate::rom::{self, Firmware};
 use crate::state::Paused;
 use crate::watch::Watch;
 
@@ -55,6 +56,8 @@ pub enum Start {
     Kernel(Kernel),
     /// The built-in BIOS.
     Bios(boot::bios::Options),
+    /// Firmware from a file, at the reset vector.
+    Firmware(Firmware),
 }
 
 /// What a machine is made of.
@@ -201,6 +204,7 @@ pub fn orders() -> (Handle, Inbox) {
 enum Started {
     Kernel(Box<Image>),
     Bios(bios::Services),
+    Firmware,
 }
 
 /// A machine that is ready to run.
@@ -290,6 +294,11 @@ impl Instance {
             spec.memory,
             spec.board.name
         );
+        let mut items = board::fw_cfg_items(&parts)?;
+        let boot_order = match &spec.start {
+            Start::Firmware(firmware) => plan.boot_order(&firmware.order),
+            _ => Vec::new(),
+        };
         let Peripherals { drives, media, screen } = plan.plug(&machine, &board)?;
         let told = tx.clone();
         media.on_stall(move || send(&told, Message::Order(Order::Pause, None)));
@@ -318,24 +327,36 @@ impl Instance {
             platform.acpi = None;
         }
         let mut map = MemoryMap::new(spec.memory, LOW_LIMIT)?;
-        let tables = boot::tables::build(&platform, &mut map)?;
-        let mut pieces = tables.pieces;
+        let mut pieces = Vec::new();
         let start = match &spec.start {
             Start::Kernel(k) => {
+                let made = boot::tables::build(&platform, &mut map)?;
+                pieces.extend(made.pieces);
                 pieces.extend(boot::tables::bios_data(&platform));
                 let long_mode = spec.model.has(Feature::Lm);
-                let layout = Layout { map: &map, rsdp: tables.rsdp, vga_text: screen.is_some(), long_mode };
+                let layout = Layout { map: &map, rsdp: made.rsdp, vga_text: screen.is_some(), long_mode };
                 let image = boot::load(&k.bytes, k.initrd.as_deref(), &k.args, &layout);
                 let image = image.with_context(|| k.name.clone())?;
                 suits(k, &spec.model)?;
                 Started::Kernel(Box::new(image))
             }
+            Start::Firmware(firmware) => {
+                rom::plug(firmware, &machine, spec.board)?;
+                if spec.board.fw_cfg {
+                    rom::files(&mut items, &machine, &platform, &map, &boot_order, spec.board)?;
+                }
+                Started::Firmware
+            }
             Start::Bios(options) => {
+                pieces.extend(boot::tables::build(&platform, &mut map)?.pieces);
                 let bios = bios::Services::create(&machine, &platform, &map, options, &pieces, drives)?;
                 pieces.insert(0, bios.rom());
                 Started::Bios(bios)
             }
         };
+        if spec.board.fw_cfg {
+            board::fw_cfg(&machine, items)?;
+        }
 
         let told = tx.clone();
         let runner = Runner::new(vm.clone(), machine.clone(), move |outcome| send(&told, Message::Outcome(outcome)))?;
@@ -379,22 +400,23 @@ impl Instance {
         Ok(instance)
     }
 
-    /// Resets all parts, does what firmware does, and loads the kernel or the BIOS.
+    /// Resets all parts. For a kernel and the built-in BIOS it does what firmware does first, and loads them; firmware
+    /// from a file finds registers and memory as the reset leaves them.
     fn start(&self, kind: ResetKind) -> Result<()> {
         self.machine.reset(kind);
         self.runner.with_vcpus(|v| v.reset());
+        if matches!(self.start, Started::Firmware) {
+            return Ok(());
+        }
         firmware::assign(&self.machine, &self.platform)?;
-        if self.screen.is_some() && matches!(self.start, Started::Kernel(_)) {
+        let Started::Kernel(image) = &self.start else {
+            // The BIOS starts where the processor does.
+            self.tables.iter().for_each(|piece| self.store(piece.gpa, &piece.bytes));
+            return Ok(());
+        };
+        if self.screen.is_some() {
             firmware::text_mode(&self.machine);
         }
-        let image = match &self.start {
-            Started::Kernel(image) => image,
-            // It starts where the processor does.
-            Started::Bios(_) => {
-                self.tables.iter().for_each(|piece| self.store(piece.gpa, &piece.bytes));
-                return Ok(());
-            }
-        };
         for range in &image.zero {
             let zeros = vec![0; 1 << 16];
             let mut at = range.start;

@@ -79,8 +79,14 @@ const BOOT: Section = Section {
         key("initrd", READABLE, None, "its initial RAM disk"),
         key("args", Kind::Text, None, "its command line"),
         key("firmware", READABLE, None, "firmware image instead of the built-in BIOS"),
+        key("vars", READABLE, None, "its flash variables, below it in memory"),
     ],
-    rules: &[Rule::Exclusive(&["kernel", "firmware"]), Rule::Needs("initrd", "kernel"), Rule::Needs("args", "kernel")],
+    rules: &[
+        Rule::Exclusive(&["kernel", "firmware"]),
+        Rule::Needs("initrd", "kernel"),
+        Rule::Needs("args", "kernel"),
+        Rule::Needs("vars", "firmware"),
+    ],
     ..Section::EMPTY
 };
 

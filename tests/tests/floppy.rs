@@ -46,7 +46,8 @@ fn two_drives_are_filled_at_once_and_twice_in_the_same_way() {
 #[test]
 fn a_high_density_disk_is_formatted_and_filled_beside_one_that_is_protected() {
     let settings = ["board=440bx", "floppy.0.readonly=true", "floppy.1.model=2.88M"];
-    let Some((_, images)) = floppies("floppy-format", &[1680, 1440], &settings, "floppy.format=1 floppy.write=0") else {
+    let Some((_, images)) = floppies("floppy-format", &[1680, 1440], &settings, "floppy.format=1 floppy.write=0")
+    else {
         return;
     };
     assert!(images[0].iter().all(|b| *b == 0x5a), "it is write-protected");
