@@ -2,7 +2,7 @@
 //!
 //! The 32-bit entry point and all structures lie in the BIOS area, where a BSD boot loader looks for them to make its
 //! `smbios.*` variables. Version 2.7, since it can state memory of any size in one device; readers of 2.4 take the
-//! longer structures too. Types 0, 1, 2 (if the machine has a board), 3, 4, 16, 17, 19, 32 and 127.
+//! longer structures too; without ACPI it calls itself 2.3. Types 0, 1, 2 (if the machine has a board), 3, 4, 16, 17, 19, 32 and 127.
 //! Source: DMTF DSP0134, System Management BIOS Reference Specification 2.7.1.
 
 use crate::bytes::Put;
@@ -21,7 +21,9 @@ const UNKNOWN: u8 = 2;
 pub(crate) fn build(platform: &Platform, map: &MemoryMap, at: u32) -> Vec<u8> {
     let table = structures(platform, map);
     let mut out = b"_SM_\0".to_vec();
-    out.extend([ENTRY_LEN as u8, 2, 7]);
+    // A machine of the time before ACPI: OpenBSD/i386 uses APM only below 2.4.
+    let minor = if platform.acpi.is_some() { 7 } else { 3 };
+    out.extend([ENTRY_LEN as u8, 2, minor]);
     out.put16(table.longest);
     out.extend([0; 6]);
     out.extend_from_slice(b"_DMI_\0");
@@ -29,7 +31,7 @@ pub(crate) fn build(platform: &Platform, map: &MemoryMap, at: u32) -> Vec<u8> {
     out.put32(at + TABLE_AT as u32);
     out.put16(table.count);
     // Revision in BCD.
-    out.put8(0x27);
+    out.put8(0x20 | minor);
     out.seal(16, 21);
     out.seal(0, 4);
     out.resize(TABLE_AT, 0);
@@ -286,6 +288,20 @@ mod tests {
 
     fn map(ram: u64) -> MemoryMap {
         MemoryMap::new(ram, 0xC000_0000).unwrap()
+    }
+
+    #[test]
+    fn a_machine_without_acpi_is_of_version_2_3() {
+        let mut platform = pc();
+        let map = MemoryMap::new(64 << 20, 0xC000_0000).unwrap();
+        let version = |platform: &Platform| {
+            let image = build(platform, &map, 0xF_0000);
+            decode(&image, 0xF_0000);
+            (image[6], image[7], image[30])
+        };
+        assert_eq!(version(&platform), (2, 7, 0x27));
+        platform.acpi = None;
+        assert_eq!(version(&platform), (2, 3, 0x23));
     }
 
     #[test]
