@@ -117,20 +117,22 @@ fn call(c: &mut Call, function: u8) -> Result<(), u8> {
         }
         0x05 | 0x06 => {}
         0x07 => {
-            known(device)?;
             match (device, c.r.cx()) {
-                (_, 0) => {}
+                // Displays, disks and so on obey, without effect: OpenBSD spins disks down before it switches off.
+                (0x0100..=0x06ff, 0..=3) | (ALL, 0) => {}
+                (2..=0x00ff | 0x0700.., _) => return Err(UNKNOWN_DEVICE),
                 _ if c.state.apm.disabled => return Err(DISABLED),
                 (ALL, 3) => power_off(c)?,
-                (_, 1..=3) => return Err(CANNOT),
+                (ALL, 1 | 2) => return Err(CANNOT),
                 // Notices that a request is under way or refused.
                 (ALL, 4 | 5) => {}
                 _ => return Err(OUT_OF_RANGE),
             }
         }
+        // Drivers disagree on which device that is: OpenBSD names the BIOS.
         0x08 => match (device, c.r.cx()) {
-            (ALL | 0xffff, state @ (0 | 1)) => c.state.apm.disabled = state == 0,
-            (ALL | 0xffff, _) => return Err(OUT_OF_RANGE),
+            (BIOS | ALL | 0xffff, state @ (0 | 1)) => c.state.apm.disabled = state == 0,
+            (BIOS | ALL | 0xffff, _) => return Err(OUT_OF_RANGE),
             _ => return Err(UNKNOWN_DEVICE),
         },
         0x09 => c.state.apm.disabled = false,
