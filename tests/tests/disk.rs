@@ -189,6 +189,58 @@ fn a_cd_is_read_by_pio() {
     assert!(ended.result("cd").1.contains("bytes=300000 "), "{}", ended.result("cd").1);
 }
 
+/// Linux's driver of this name on disks of a controller of the same name; what it said of the first.
+fn controller(name: &str, disks: &[&Image], more: &[String], args: &str) -> Option<(Ended, String)> {
+    let mut settings = more.to_vec();
+    for (n, disk) in disks.iter().enumerate() {
+        settings.push(format!("disk.{n}.path={}", disk.path()));
+        settings.push(format!("disk.{n}.model={name}"));
+    }
+    let args = format!("test=disk,dmesg disk.driver={name} disk.mib=4 disk.blocks=4 {args}");
+    let ended = boot("amd64", &settings, &args)?;
+    assert!(disks[0].has_stream(4 * MIB), "the image is not what the guest wrote");
+    let said = ended.result("disk").1.to_owned();
+    Some((ended, said))
+}
+
+#[test]
+fn queued_commands_fill_ahci_disks_that_another_boot_reads_beside_a_cd() {
+    let (raw, files) = (Image::empty("ahci", 8 * MIB), Image::empty("ahci-files", 24 * MIB));
+    let disc = Image::with("ahci-disc", &iso(&stream(300_000)));
+    let Some((_, said)) = controller("ahci", &[&raw, &files], &["cpus=4".to_owned()], "disk.files=1") else { return };
+    assert!(said.contains("sectors=16384 mode=XFER_UDMA_6 depth=32 ") && said.contains("PCI-MSI"), "{said}");
+    assert_eq!(files.fsck(), "");
+    let cd = [format!("cd.0.path={}", disc.path()), "cd.0.model=ahci".to_owned()];
+    let (ended, said) = controller("ahci", &[&raw], &cd, "test=cd disk.keep=1 pci=nomsi").expect("the guest is there");
+    assert!(said.contains("sectors=16384 kept"), "{said}");
+    assert!(ended.result("cd").1.contains("bytes=300000 "), "{}", ended.result("cd").1);
+}
+
+#[test]
+fn many_queues_fill_nvme_namespaces_that_another_boot_reads() {
+    let (raw, files) = (Image::empty("nvme", 8 * MIB), Image::empty("nvme-files", 24 * MIB));
+    let Some((_, said)) = controller("nvme", &[&raw, &files], &["cpus=4".to_owned()], "disk.files=1") else { return };
+    assert!(said.contains("sectors=16384 queues=5 ") && said.contains("PCI-MSI"), "{said}");
+    assert_eq!(files.fsck(), "");
+    let (_, said) = controller("nvme", &[&raw], &[], "disk.keep=1 pci=nomsi").expect("the guest is there");
+    assert!(said.contains("sectors=16384 kept"), "{said}");
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn four_processors_fill_ahci_and_nvme_disks_twice_in_the_same_way() {
+    for name in ["ahci", "nvme"] {
+        let runs = [0, 1].map(|n| {
+            let raw = Image::empty(&format!("{name}-twice-{n}"), 8 * MIB);
+            let (ended, _) = controller(name, &[&raw], &["cpus=4".to_owned()], "")?;
+            Some((ended.instructions(), ended.console, raw.bytes()))
+        });
+        let [Some(one), Some(two)] = runs else { return };
+        assert_eq!((one.0, &one.1), (two.0, &two.1));
+        assert!(one.2 == two.2, "the images differ");
+    }
+}
+
 /// Linux's drivers on virtio devices of this version: disks, a network card, random numbers. What they said of the disk.
 fn virtio(version: &str, disks: &[&Image], more: &[&str], args: &str) -> Option<(Ended, String)> {
     let mut settings: Vec<String> = more.iter().map(|s| (*s).to_owned()).collect();
