@@ -24,13 +24,13 @@ fn set(port: u64, at: u64, value: u64) -> Op {
 fn command(r: &mut Rng, slot: u64) -> Vec<Op> {
     let table = TABLES + 0x200 * slot;
     let entries = 1 + r.below(6) as u64;
-    let header = r.pick(&[5, 5, 5, 5, 5, 5, 5, 4]) | entries << 16;
+    let header = if r.one_in(40) { 4 } else { 5 } | entries << 16;
     let code = r.pick(COMMANDS);
     let count = r.pick(&[0, 1, 1, 1, 2, 8, 17, 40]);
     let mut fis = [0; 24];
     fis[..3].copy_from_slice(&[0x27, 0x80, code]);
     // Often where there is something.
-    (fis[4], fis[5], fis[7], fis[12]) = (r.below(160) as u8, 0, r.pick(&[0x40, 0x40, 0xc0, 0xa0]), count);
+    (fis[4], fis[5], fis[7], fis[12]) = (r.below(130) as u8, 0, r.pick(&[0x40, 0x40, 0xc0, 0xa0]), count);
     match code {
         0x60 | 0x61 => (fis[3], fis[12]) = (count, (if r.one_in(8) { r.below(32) as u64 } else { slot } as u8) << 3),
         0x06 | 0xa0 => fis[3] = r.pick(&[0, 1]),
@@ -38,7 +38,7 @@ fn command(r: &mut Rng, slot: u64) -> Vec<Op> {
         _ if r.one_in(8) => (fis[5], fis[6]) = (0x4f, 0xc2),
         _ => {}
     }
-    if r.one_in(16) {
+    if r.one_in(30) {
         // Device control: a reset, perhaps only its beginning.
         (fis[1], fis[15]) = (0, r.pick(&[0, 4]));
     }
@@ -48,8 +48,8 @@ fn command(r: &mut Rng, slot: u64) -> Vec<Op> {
     packet[0] = r.pick(PACKETS);
     packet[2..5].fill(0);
     let regions = (0..entries).flat_map(|_| {
-        let at = if r.one_in(20) { r.next() } else { r.below(0xd_0000) as u64 };
-        let len: u64 = r.pick(&[1, 3, 99, 511, 511, 2047, 4095, 0x3f_ffff]);
+        let at = if r.one_in(60) { r.next() } else { r.below(0xd_0000) as u64 };
+        let len: u64 = r.pick(&[1, 99, 511, 511, 4095, 4095, 4095, 0x1_ffff]);
         [at, len << 32]
     });
     vec![
@@ -62,13 +62,16 @@ fn command(r: &mut Rng, slot: u64) -> Vec<Op> {
 
 /// Something that it does.
 pub(super) fn guest(r: &mut Rng) -> Vec<Op> {
-    let port = r.below(7) as u64;
+    let port = r.pick(&[0, 0, 0, 0, 1, 1, 3, 6]);
     let start = [
         Op::Store(MEMORY + 4, 4, 0x8000_0002),
         set(port, 0, LIST),
         set(port, 8, LIST + 0x400),
         set(port, 0x14, u64::MAX),
         set(port, 0x18, 0x16),
+        // After an error of the queue the drive takes nothing before its reset.
+        set(port, 0x2c, 1),
+        set(port, 0x2c, 0),
         set(port, 0x18, 0x17),
     ];
     match r.below(16) {
@@ -80,9 +83,12 @@ pub(super) fn guest(r: &mut Rng) -> Vec<Op> {
         _ => {
             let slots: Vec<u64> = (0..1 + r.below(4)).map(|_| r.below(32) as u64).collect();
             let bits = slots.iter().fold(0, |bits, slot| bits | 1 << slot);
-            let mut ops: Vec<Op> = if r.one_in(3) { start.into() } else { Vec::new() };
+            let mut ops: Vec<Op> = if r.one_in(4) { Vec::new() } else { start.into() };
             ops.extend(slots.iter().flat_map(|slot| command(r, *slot)));
             ops.extend([set(port, 0x34, bits), set(port, 0x38, bits)]);
+            if !r.one_in(3) {
+                ops.push(Op::Advance(0));
+            }
             ops
         }
     }
