@@ -249,6 +249,7 @@ impl Device for Pflash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use emu::Backends;
     use emu::bench::{Bench, BenchDisk};
 
     const BASE: u64 = 0xffc0_0000;
