@@ -1,0 +1,155 @@
+//! What the built-in BIOS boots: GRUB and isolinux, which start Linux, memtest86+ and iPXE, and OpenBSD's floppy, which
+//! then puts a file system on a disk.
+
+use std::path::Path;
+
+use machine_tests::{Ended, Scratch, guest, run};
+
+/// A machine that has this in its drives, by the instruction clock.
+fn machine(drives: &[String], more: &[&str]) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let usual = ["name=media", "serial.0.backend=stdio", "memory=256M", "clock=instructions"];
+    for s in usual.into_iter().chain(drives.iter().map(String::as_str)).chain(more.iter().copied()) {
+        words.extend(["-o".to_owned(), s.to_owned()]);
+    }
+    words
+}
+
+/// A disk that GRUB starts Linux from, on a controller of this model: twice, as what the first run wrote is for the second.
+fn disk(model: &str, more: &[&str]) {
+    let Some(image) = guest("media/grub.img") else { return };
+    let scratch = Scratch::new(&format!("grub-{model}"));
+    let copy = scratch.path("disk.img");
+    std::fs::copy(image, &copy).expect("a copy");
+    let drives = [format!("disk.0.path={copy}"), format!("disk.0.model={model}")];
+    for boots in 1..=2 {
+        let ended = run(&machine(&drives, more), 600);
+        let (verdict, details) = ended.result("root");
+        assert_eq!(verdict, "pass", "{}", ended.console);
+        assert!(details.contains(&format!("boots={boots} ")), "{details}");
+        assert_eq!(ended.status, 1, "it powers off");
+    }
+}
+
+/// A disc whose boot loader starts Linux.
+fn disc(name: &str, model: &str) {
+    let Some(image) = guest(&format!("media/{name}.iso")) else { return };
+    let drives = [format!("cd.0.path={image}"), format!("cd.0.model={model}")];
+    let ended = run(&machine(&drives, &[]), 600);
+    assert_eq!(ended.result("init").0, "pass", "{}", ended.console);
+    assert_eq!(ended.status, 1, "it powers off");
+}
+
+#[test]
+fn grub_starts_linux_from_an_nvme_disk() {
+    disk("nvme", &[]);
+}
+
+#[test]
+fn isolinux_starts_linux_from_an_ahci_drive() {
+    disc("isolinux", "ahci");
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn grub_starts_linux_from_disks_on_every_controller_and_board() {
+    for model in ["ide", "ahci", "virtio-blk"] {
+        disk(model, &[]);
+    }
+    disk("ide", &["board=440bx"]);
+    disk("virtio-blk", &["profile=bhyve"]);
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn grub_and_isolinux_start_linux_from_either_cd_drive() {
+    for (name, model) in [("grub", "ide"), ("grub", "ahci"), ("isolinux", "ide")] {
+        disc(name, model);
+    }
+}
+
+/// Runs until a script's last step has ended the machine.
+fn scripted(scratch: &Scratch, drives: &[String], more: &[&str], script: &str) -> Ended {
+    let script = scratch.write("script.toml", script);
+    let mut words = machine(drives, more);
+    words.extend(["--script".to_owned(), script]);
+    run(&words, 900)
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn ipxe_comes_up_and_gives_up_without_a_network() {
+    let Some(image) = guest("media/ipxe.iso") else { return };
+    let scratch = Scratch::new("ipxe");
+    let script = "[[step]]\nshown = 'Ctrl-B'\nkeys = '<ctrl-b>'\n\
+                  [[step]]\nshown = 'iPXE>'\nkeys = 'poweroff<enter>'\n";
+    let ended = scripted(&scratch, &[format!("cd.0.path={image}")], &[], script);
+    assert_eq!(ended.status, 1, "{}", ended.console);
+}
+
+/// OpenBSD 5.1's install floppy, if somebody has it: see BHYVE_RS_GUESTS in the README.
+fn openbsd(name: &str, more: &[&str]) {
+    let Some(floppy) = openbsd_floppy() else { return };
+    let scratch = Scratch::new(name);
+    let (copy, disk) = (scratch.path("floppy.img"), scratch.path("disk.img"));
+    std::fs::copy(&floppy, &copy).expect("a copy");
+    std::fs::File::create(&disk).and_then(|f| f.set_len(64 << 20)).expect("an image");
+    let drives = [format!("floppy.0.path={copy}"), format!("disk.0.path={disk}"), "boot.order=floppy".to_owned()];
+    let steps = [
+        ("# ", "fdisk -iy wd0; disklabel -E wd0"),
+        ("\n> ", "a a"),
+        ("offset: ", ""),
+        ("size: ", ""),
+        ("FS type: ", ""),
+        ("\n> ", "w"),
+        ("\n> ", "q"),
+        (
+            "# ",
+            "newfs -q wd0a && mount /dev/wd0a /mnt && dd if=/dev/rfd0c of=/mnt/f bs=18k && cp /bin/* /mnt; umount /mnt",
+        ),
+        ("# ", "fsck -f /dev/rwd0a; mount /dev/wd0a /mnt; dd if=/mnt/f of=/dev/rfd0c bs=18k; ls -l /mnt; umount /mnt"),
+        ("# ", "dmesg; halt -p"),
+    ];
+    let mut script = String::from(
+        "[[step]]\nshown = 'boot>'\nkeys = 'set tty com0<enter>'\n\
+         [[step]]\nseen = 'boot>'\nafter = 0.3\nsend = \"boot\\r\"\n\
+         [[step]]\nseen = '(S)hell? '\nsend = \"S\\n\"\n",
+    );
+    for (seen, send) in steps {
+        script += &format!("[[step]]\nseen = {seen:?}\nafter = 0.2\nsend = \"{send}\\n\"\n");
+    }
+    let ended = scripted(&scratch, &drives, more, &script);
+    let console = &ended.console;
+    for found in
+        ["wd0 at pciide0 channel 0 drive 0", "fd0 at fdc0 drive 0: 1.44MB 80 cyl, 2 head, 18 sec", "80+0 records out"]
+    {
+        assert!(console.contains(found), "{found}: {console}");
+    }
+    for complaint in ["timeout", "lost interrupt", "DMA error", "hard error", "UNEXPECTED", "INCONSISTEN"] {
+        assert!(!console.contains(complaint), "{complaint}: {console}");
+    }
+    assert_eq!(ended.status, 1, "it powers off through APM: {console}");
+    assert!(std::fs::read(&copy).unwrap() == std::fs::read(&floppy).unwrap(), "the floppy is what it was");
+}
+
+fn openbsd_floppy() -> Option<String> {
+    let name = "openbsd51-i386-install-floppy.img";
+    let dir = std::env::var("BHYVE_RS_GUESTS").unwrap_or_default();
+    let path = Path::new(&dir).join(name);
+    if dir.is_empty() || !path.exists() {
+        machine_tests::skip(name);
+        return None;
+    }
+    Some(path.display().to_string())
+}
+
+#[test]
+fn openbsd_boots_from_its_floppy_and_makes_a_file_system() {
+    openbsd("openbsd", &["acpi.enabled=false"]);
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn openbsd_boots_on_the_440bx_board() {
+    openbsd("openbsd-440bx", &["acpi.enabled=false", "board=440bx"]);
+}
