@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 mod boots;
 mod disks;
 mod keys;
+mod screen;
 
 const MIB: u64 = 1 << 20;
 /// Where the tests' frames are.

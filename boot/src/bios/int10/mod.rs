@@ -382,6 +382,9 @@ fn write(c: &mut Call, page: u8, byte: u8, attr: Option<u8>) {
     set_cursor(c, page, x, y);
 }
 
+/// Characters of a string that are drawn at most in a graphics mode.
+const MOST_DRAWN: u16 = 512;
+
 /// Function 13: a string at ES:BP, with attributes of its own or one for all.
 fn write_string(c: &mut Call) {
     let (how, page, attr) = (c.r.al(), c.r.bh(), c.r.bl());
@@ -390,7 +393,9 @@ fn write_string(c: &mut Call) {
     set_cursor(c, page, x, y);
     mirror_cursor(c, x, y);
     let (segment, mut offset) = (c.r.es, c.r.bp());
-    for _ in 0..c.r.cx() {
+    // Scrolling dots takes its time, and the processors stand still meanwhile.
+    let most = if mode(c).text { u16::MAX } else { MOST_DRAWN };
+    for _ in 0..c.r.cx().min(most) {
         let ch = c.byte(linear(segment, offset));
         offset = offset.wrapping_add(1);
         let mut with = attr;
