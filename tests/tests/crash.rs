@@ -48,6 +48,7 @@ fn dies(kind: &str, delay: Duration) {
     let console = machine.kill();
     let synced = console.split("SYNCED ").skip(1).filter_map(|rest| rest.split_once('\n')?.0.parse::<u64>().ok());
     let last = synced.last().expect("files");
+    eprintln!("{kind}: killed after file {last}");
     let (status, said) = image(&["check", &disk]);
     assert!(matches!(status, 0 | 3), "{kind} after file {last}: {said}");
     let ended = run(&words(&kernel, &initrd, &disk, &format!("crash.have={last}")), 600);
