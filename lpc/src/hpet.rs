@@ -365,18 +365,30 @@ impl Hpet {
         let ticks = self.ticks();
         let matched = self.regs.matches(ticks);
         if matched != 0 {
+            let waiting = (0..COUNT).filter(|n| matched >> n & 1 != 0 && self.waits(*n)).map(|n| 1 << n).sum::<u64>();
             let r = &mut self.regs;
             let level = (0..COUNT).filter(|&n| r.comparators[n].has(TN_LEVEL)).map(|n| 1 << n).sum::<u64>();
             r.status |= matched & level;
             let edges = matched & !level;
-            // An output that is still up has to fall to rise again.
-            r.high &= !edges;
+            // An output that is still up has to fall to rise again, but not while its last edge waits to be taken: the two
+            // are one, and a processor that is about to take it must find it.
+            r.high &= !edges | waiting;
             self.drive();
             let enabled = |n: &usize| self.regs.comparators[*n].has(TN_INT_ENABLE);
             self.regs.high |= edges & (0..COUNT).filter(enabled).map(|n| 1 << n).sum::<u64>();
             self.drive();
         }
         ticks
+    }
+
+    /// Whether the last edge of comparator `n` waits in an interrupt chip.
+    fn waits(&self, n: usize) -> bool {
+        let r = &self.regs;
+        let line = match self.legacy.get(n).filter(|_| r.legacy()) {
+            Some(line) => Some(line),
+            None => self.pins.iter().find(|(pin, _)| r.comparators[n].route() == u64::from(*pin)).map(|(_, line)| line),
+        };
+        r.output(n) && line.is_some_and(|line| line.pending())
     }
 
     fn drive(&self) {

@@ -1,21 +1,22 @@
 //! Ticks of the 8254 on their way through the 8259 pair or the I/O APIC to a processor that the host does not always let
 //! run.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use emu::bench::{Bench, Messages};
 use emu::{Clock, IrqLine, IrqSink, MsiSink, ResetKind};
-use lpc::{I8254, I8259, IoApic};
+use lpc::{Hpet, I8254, I8259, IoApic, LegacyRoute};
 
 const MS: u64 = 1_000_000;
 
 #[derive(Default)]
-struct Intr(AtomicBool);
+struct Intr(AtomicBool, AtomicUsize);
 
 impl IrqSink for Intr {
     fn set_irq(&self, _: u32, level: bool) {
         self.0.store(level, Ordering::Relaxed);
+        self.1.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -121,6 +122,45 @@ fn ticks_that_are_owed_are_saved() {
         assert!((620..=621).contains(&guest.ticks), "{}", guest.ticks);
     }
     assert_eq!(first.ticks, second.ticks);
+}
+
+#[test]
+fn a_request_is_not_withdrawn_from_a_processor_that_may_be_about_to_take_it() {
+    let mut bench = Bench::new();
+    let intr: Arc<Intr> = Arc::default();
+    let pic = I8259::new(&bench.machine, IrqLine::new(intr.clone(), 0));
+    let mut isa: Vec<IrqLine> = (0..16).map(|n| IrqLine::new(pic.clone(), n)).collect();
+    let route = LegacyRoute::new(&bench.machine, &mut isa);
+    bench.machine.set_isa_irqs(isa);
+    bench.part(I8254::create);
+    bench.part(|slot| Hpet::create(slot, Hpet::BASE, route, Vec::new()));
+    bench.machine.reset(ResetKind::PowerOn);
+    for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xfe)] {
+        bench.outb(port, value);
+    }
+    // Periodic in 32 bits, a millisecond, under legacy replacement.
+    for (at, value) in [(0x100, 0x14c), (0x108, 10_000), (0x108, 10_000), (0x10, 3)] {
+        bench.bus.write(Hpet::BASE + at, 4, value);
+    }
+    bench.advance(MS + MS / 2);
+    intr.1.store(0, Ordering::Relaxed);
+    bench.advance(9 * MS);
+    assert_eq!(intr.1.load(Ordering::Relaxed), 0, "INTR stays up");
+    assert_eq!(pic.acknowledge(), 0x20);
+    bench.outb(0x20, 0x20);
+    bench.advance(MS);
+    assert_eq!(pic.acknowledge(), 0x20, "the next one comes");
+    // The 8254 alike.
+    bench.bus.write(Hpet::BASE + 0x10, 4, 0);
+    bench.outb(0x20, 0x20);
+    for (port, value) in [(0x43, 0x36), (0x40, 0xa9), (0x40, 0x04)] {
+        bench.outb(port, value);
+    }
+    bench.advance(2 * MS);
+    intr.1.store(0, Ordering::Relaxed);
+    bench.advance(10 * MS);
+    assert_eq!(intr.1.load(Ordering::Relaxed), 0);
+    assert_eq!(pic.acknowledge(), 0x20);
 }
 
 /// A local APIC's request register of one bit.
