@@ -16,8 +16,8 @@ use boot::platform::Platform;
 use boot::{MemoryMap, Piece};
 use emu::backend::{Disk, DiskOp, DiskRequest};
 use emu::{
-    Backends, Backing, CpuBus, Device, DiskPort, Event, IrqLine, Machine, ResetKind, Rights, Slot, State, SystemEvent,
-    Timer, Widths,
+    Backends, Backing, CpuBus, Device, DeviceCell, DiskPort, Event, IrqLine, Machine, ResetKind, Rights, Slot, State,
+    SystemEvent, Timer, Widths,
 };
 use hv::Runner;
 use serde::{Deserialize, Serialize};
@@ -189,6 +189,8 @@ impl Device for Port {
 pub struct Services {
     shared: Handle,
     rom: Vec<u8>,
+    /// Hears when what is in a drive changes.
+    pub cell: Arc<DeviceCell>,
 }
 
 impl Services {
@@ -249,8 +251,8 @@ impl Services {
             });
             Ok(Box::new(Port { state: shared, request }))
         };
-        machine.plug_with("bios", None, backends, create).map_err(|e| anyhow!(e))?;
-        Ok(Services { shared: handle.expect("made above"), rom })
+        let cell = machine.plug_with("bios", None, backends, create).map_err(|e| anyhow!(e))?;
+        Ok(Services { shared: handle.expect("made above"), rom, cell })
     }
 
     /// The ROM's contents, for its shadow.

@@ -94,6 +94,8 @@ pub static BHYVE: Kind = Kind {
 /// All boards.
 pub static ALL: [&Kind; 3] = [&I440FX, &I440BX, &BHYVE];
 
+/// Bit of CPUID.1:EDX.
+const HTT: u32 = 1 << 28;
 /// Where the firmware puts a PIIX4's power management block.
 const PM_BASE: u16 = 0xb000;
 /// The last address of the 32-bit PCI window; the I/O APIC follows.
@@ -369,7 +371,8 @@ pub fn platform(
             manufacturer: String::from_utf8_lossy(&model.vendor).into_owned(),
             version: if model.brand.is_empty() { model.name.to_owned() } else { model.brand.trim().to_owned() },
             signature: model.signature,
-            features: model.feature_flags(),
+            // As CPUID shows it to one processor: OpenBSD/i386 counts two, and leaves APM, where HTT is set.
+            features: model.feature_flags() & !HTT,
             mhz: (model.tsc_hz / 1_000_000) as u16,
         },
         lapic_base: LAPIC_BASE,

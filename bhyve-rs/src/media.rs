@@ -15,8 +15,8 @@ pub struct Drive {
     pub options: ImageOptions,
     /// Its medium.
     pub control: DiskControl,
-    /// Its controller, and which of its units it is.
-    pub controller: Option<(Arc<DeviceCell>, usize)>,
+    /// Who hears of a change, and by which number it knows the drive.
+    pub listeners: Vec<(Arc<DeviceCell>, usize)>,
 }
 
 /// What is to be changed: a drive, and an image for it or nothing.
@@ -64,12 +64,13 @@ impl Media {
     pub fn change(&self, change: &Change, image: Image) -> Result<impl FnOnce() + Send + use<>, String> {
         let drive = self.find(change)?;
         drive.control.change(image)?;
-        let controller = drive.controller.clone();
-        Ok(move || {
-            if let Some((cell, unit)) = controller {
-                cell.event(Event::Medium(unit));
-            }
-        })
+        let listeners = drive.listeners.clone();
+        Ok(move || listeners.into_iter().for_each(|(cell, unit)| cell.event(Event::Medium(unit))))
+    }
+
+    /// Has somebody hear of changes who knows the drives by their order.
+    pub fn tell(&mut self, cell: &Arc<DeviceCell>) {
+        self.0.iter_mut().enumerate().for_each(|(n, drive)| drive.listeners.push((cell.clone(), n)));
     }
 
     /// Has `tell` called when a request waits for the host, and the machine is to be paused.

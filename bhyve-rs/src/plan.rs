@@ -348,7 +348,7 @@ impl Plan {
                 name,
                 options,
                 control,
-                controller: Some((cell.clone(), unit)),
+                listeners: vec![(cell.clone(), unit)],
             };
             plugged.media.0.extend(drives.into_iter().enumerate().map(with));
         }
@@ -360,7 +360,7 @@ impl Plan {
                     None => None,
                     Some(Content { name, options, image }) => {
                         let (disk, control) = image.attach_with_control(ram)?;
-                        here.push((unit, Drive { name, options, control, controller: None }));
+                        here.push((unit, Drive { name, options, control, listeners: Vec::new() }));
                         Some(disk)
                     }
                 });
@@ -375,7 +375,7 @@ impl Plan {
             let backends = Backends { disks, units: p.units, rom: p.rom, ..Backends::default() };
             let cell = machine.plug(p.model, &name, Some(p.bdf), &p.params, backends);
             let cell = cell.map_err(|e| anyhow!("{name}: {e}"))?;
-            let with = |(unit, d)| Drive { controller: Some((cell.clone(), unit)), ..d };
+            let with = |(unit, d)| Drive { listeners: vec![(cell.clone(), unit)], ..d };
             plugged.media.0.extend(here.into_iter().map(with));
             if p.model.class == Class::Display {
                 plugged.screen = Some(cell);

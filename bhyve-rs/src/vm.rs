@@ -299,7 +299,7 @@ impl Instance {
             Start::Firmware(firmware) => plan.boot_order(&firmware.order),
             _ => Vec::new(),
         };
-        let Peripherals { drives, media, screen } = plan.plug(&machine, &board)?;
+        let Peripherals { drives, mut media, screen } = plan.plug(&machine, &board)?;
         let told = tx.clone();
         media.on_stall(move || send(&told, Message::Order(Order::Pause, None)));
         let ports: Vec<IsaPort> = COM[..serial.len().min(4)].to_vec();
@@ -350,6 +350,7 @@ impl Instance {
             Start::Bios(options) => {
                 pieces.extend(boot::tables::build(&platform, &mut map)?.pieces);
                 let bios = bios::Services::create(&machine, &platform, &map, options, &pieces, drives)?;
+                media.tell(&bios.cell);
                 pieces.insert(0, bios.rom());
                 Started::Bios(bios)
             }

@@ -8,7 +8,9 @@ use machine_tests::{Ended, Scratch, guest, run};
 /// A machine that has this in its drives, by the instruction clock.
 fn machine(drives: &[String], more: &[&str]) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
-    let usual = ["name=media", "serial.0.backend=stdio", "memory=256M", "clock=instructions"];
+    // Machines that run at the same time have names of their own.
+    let name = format!("name=media-{}", std::process::id());
+    let usual = [name.as_str(), "serial.0.backend=stdio", "memory=256M", "clock=instructions"];
     for s in usual.into_iter().chain(drives.iter().map(String::as_str)).chain(more.iter().copied()) {
         words.extend(["-o".to_owned(), s.to_owned()]);
     }

@@ -130,6 +130,57 @@ const CF: u16 = 1;
 const ZF: u16 = 0x40;
 const IF: u16 = 0x200;
 
+impl Regs {
+    /// What a stub has put into its frame.
+    fn of_frame(f: &[u8; frame::LEN]) -> Regs {
+        let word = |n: usize| u16::from_le_bytes([f[n], f[n + 1]]);
+        let dword = |n: usize| u32::from(word(n)) | u32::from(word(n + 2)) << 16;
+        Regs {
+            eax: dword(frame::EAX),
+            ebx: dword(frame::EBX),
+            ecx: dword(frame::ECX),
+            edx: dword(frame::EDX),
+            esi: dword(frame::ESI),
+            edi: dword(frame::EDI),
+            ebp: dword(frame::EBP),
+            ds: word(frame::DS),
+            es: word(frame::ES),
+            fs: word(frame::FS),
+            gs: word(frame::GS),
+            ip: word(frame::IP),
+            cs: word(frame::CS),
+            flags: word(frame::FLAGS),
+        }
+    }
+
+    /// Puts them where the stub takes them from.
+    fn put(&self, f: &mut [u8; frame::LEN]) {
+        let mut put = |n: usize, bytes: &[u8]| f[n..n + bytes.len()].copy_from_slice(bytes);
+        for (n, v) in [
+            (frame::EAX, self.eax),
+            (frame::EBX, self.ebx),
+            (frame::ECX, self.ecx),
+            (frame::EDX, self.edx),
+            (frame::ESI, self.esi),
+            (frame::EDI, self.edi),
+            (frame::EBP, self.ebp),
+        ] {
+            put(n, &v.to_le_bytes());
+        }
+        for (n, v) in [
+            (frame::DS, self.ds),
+            (frame::ES, self.es),
+            (frame::FS, self.fs),
+            (frame::GS, self.gs),
+            (frame::IP, self.ip),
+            (frame::CS, self.cs),
+            (frame::FLAGS, self.flags),
+        ] {
+            put(n, &v.to_le_bytes());
+        }
+    }
+}
+
 macro_rules! parts {
     ($($e:ident: $x:ident $set_x:ident, $h:ident $set_h:ident, $l:ident $set_l:ident;)*) => {
         #[expect(missing_docs, reason = "their names say it")]
@@ -464,23 +515,7 @@ impl Bios {
         let mut f = [0; frame::LEN];
         host.read(at, &mut f);
         let word = |n: usize| u16::from_le_bytes([f[n], f[n + 1]]);
-        let dword = |n: usize| u32::from(word(n)) | u32::from(word(n + 2)) << 16;
-        let r = Regs {
-            eax: dword(frame::EAX),
-            ebx: dword(frame::EBX),
-            ecx: dword(frame::ECX),
-            edx: dword(frame::EDX),
-            esi: dword(frame::ESI),
-            edi: dword(frame::EDI),
-            ebp: dword(frame::EBP),
-            ds: word(frame::DS),
-            es: word(frame::ES),
-            fs: word(frame::FS),
-            gs: word(frame::GS),
-            ip: word(frame::IP),
-            cs: word(frame::CS),
-            flags: word(frame::FLAGS),
-        };
+        let r = Regs::of_frame(&f);
         let (service, again) = (word(frame::SERVICE), word(frame::STATUS) != frame::RETURN);
         let mut call = Call { host, config: &self.config, state: &mut self.state, r, again, id: at };
         let status = match call.dispatch(service) {
@@ -489,31 +524,8 @@ impl Bios {
             Flow::Wait if call.inb(0x21) & 1 == 0 => frame::HALT,
             Flow::Wait => frame::SPIN,
         };
-        let r = call.r;
-        let mut put = |n: usize, bytes: &[u8]| f[n..n + bytes.len()].copy_from_slice(bytes);
-        put(frame::STATUS, &status.to_le_bytes());
-        for (n, v) in [
-            (frame::EAX, r.eax),
-            (frame::EBX, r.ebx),
-            (frame::ECX, r.ecx),
-            (frame::EDX, r.edx),
-            (frame::ESI, r.esi),
-            (frame::EDI, r.edi),
-            (frame::EBP, r.ebp),
-        ] {
-            put(n, &v.to_le_bytes());
-        }
-        for (n, v) in [
-            (frame::DS, r.ds),
-            (frame::ES, r.es),
-            (frame::FS, r.fs),
-            (frame::GS, r.gs),
-            (frame::IP, r.ip),
-            (frame::CS, r.cs),
-            (frame::FLAGS, r.flags),
-        ] {
-            put(n, &v.to_le_bytes());
-        }
+        call.r.put(&mut f);
+        f[frame::STATUS..frame::STATUS + 2].copy_from_slice(&status.to_le_bytes());
         host.write(at, &f);
     }
 }

@@ -176,46 +176,16 @@ fn rig(drives: Vec<(DriveKind, Vec<u8>)>, change: impl FnOnce(&mut Options)) -> 
 impl Rig {
     /// Leaves a frame as a stub does and serves it once; gives the registers and what the stub is to do.
     fn ask(&mut self, service: u16, r: Regs, status: u16) -> (Regs, u16) {
-        let mut f = vec![0; frame::LEN];
-        let mut put = |n: usize, bytes: &[u8]| f[n..n + bytes.len()].copy_from_slice(bytes);
-        put(frame::SERVICE, &service.to_le_bytes());
-        put(frame::STATUS, &status.to_le_bytes());
-        let dwords = [
-            (frame::EAX, r.eax),
-            (frame::EBX, r.ebx),
-            (frame::ECX, r.ecx),
-            (frame::EDX, r.edx),
-            (frame::ESI, r.esi),
-            (frame::EDI, r.edi),
-            (frame::EBP, r.ebp),
-        ];
-        let words = [(frame::DS, r.ds), (frame::ES, r.es), (frame::FLAGS, r.flags)];
-        dwords.iter().for_each(|(n, v)| put(*n, &v.to_le_bytes()));
-        words.iter().for_each(|(n, v)| put(*n, &v.to_le_bytes()));
+        let mut f = [0; frame::LEN];
+        r.put(&mut f);
+        f[frame::SERVICE..frame::SERVICE + 2].copy_from_slice(&service.to_le_bytes());
+        f[frame::STATUS..frame::STATUS + 2].copy_from_slice(&status.to_le_bytes());
         self.host.write(FRAME, &f);
         self.host.write(data::BLOCK, &[0x05, 0xb1, 0x00, 0x00, 0x00, 0x08]);
         self.bios.serve(&mut self.host);
         let mut f = [0; frame::LEN];
         self.host.read(FRAME, &mut f);
-        let word = |n: usize| u16::from_le_bytes([f[n], f[n + 1]]);
-        let dword = |n: usize| u32::from(word(n)) | u32::from(word(n + 2)) << 16;
-        let after = Regs {
-            eax: dword(frame::EAX),
-            ebx: dword(frame::EBX),
-            ecx: dword(frame::ECX),
-            edx: dword(frame::EDX),
-            esi: dword(frame::ESI),
-            edi: dword(frame::EDI),
-            ebp: dword(frame::EBP),
-            ds: word(frame::DS),
-            es: word(frame::ES),
-            fs: word(frame::FS),
-            gs: word(frame::GS),
-            ip: word(frame::IP),
-            cs: word(frame::CS),
-            flags: word(frame::FLAGS),
-        };
-        (after, word(frame::STATUS))
+        (Regs::of_frame(&f), u16::from_le_bytes([f[frame::STATUS], f[frame::STATUS + 1]]))
     }
 
     /// Calls until the service is done, as the stub does.

@@ -211,7 +211,7 @@ fn includes() {
         "include_in_a_section",
         &[("guest.toml", "name = 'fw1'\n[boot]\ninclude = 'a.toml'\n")],
         &["guest.toml:3:1: boot.include: \"include\" belongs at the top, before the first [section]; \
-             allowed: order, once, menu, serial, kernel, initrd, args, firmware"],
+             allowed: order, once, menu, serial, kernel, initrd, args, firmware, vars"],
     );
     refuses(
         "include_of_the_wrong_type",

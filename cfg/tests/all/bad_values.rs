@@ -36,7 +36,7 @@ fn keys_that_do_not_exist() {
             "guest.toml:1:1: name: required key is missing; allowed: 1 to 229 letters, digits, \"-\", \"_\" \
              and \".\"",
             "guest.toml:2:1: boot.name: \"name\" belongs at the top, before the first [section]; allowed: \
-             order, once, menu, serial, kernel, initrd, args, firmware",
+             order, once, menu, serial, kernel, initrd, args, firmware, vars",
         ],
     );
     refuses(
