@@ -191,7 +191,7 @@ impl Plan {
                 }
             }
             for nic in node.children("nic").iter().filter(|d| d.is_given("slot") == has_slot) {
-                let put = Want::new(nic).and_then(|want| plan.card(want, node.text("name")));
+                let put = Want::new(nic).and_then(|want| plan.card(want, &identity(node)));
                 errors.extend(put.err().map(|p| at_key(nic, p).into()));
             }
             for other in node.children("device").iter().filter(|d| d.is_given("slot") == has_slot) {
@@ -410,6 +410,13 @@ fn at_key(node: &Node, problem: Problem) -> Error {
     node.error(if node.is_given("slot") { "slot" } else { "model" }, problem)
 }
 
+/// What addresses are made of: the name, and the seed of a machine whose clock follows instructions.
+fn identity(node: &Node) -> String {
+    let seed = if node.text("clock") == "instructions" { node.int("seed") } else { 0 };
+    let name = node.text("name");
+    if seed == 0 { name.to_owned() } else { format!("{name}#{seed}") }
+}
+
 /// An Ethernet address that stays with a machine's name and the slot: bhyve's prefix and FNV-1a over both.
 fn mac(machine: &str, bdf: Bdf) -> String {
     let place = bdf.to_string();
@@ -482,4 +489,27 @@ pub fn check(node: &Node) -> Vec<Error> {
 /// When one cannot be had; the message names it.
 pub fn open(node: &Node) -> Result<Plan> {
     Plan::of(node, true).map_err(|errors| errors.into_iter().next().unwrap_or_else(|| anyhow!("no reason")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn macs(words: &[&str]) -> Vec<String> {
+        let nics = ["name=x", "nic.0.backend=none", "nic.1.backend=none"];
+        let node = crate::config::from_settings(&[&nics[..], words].concat()).unwrap();
+        let plan = Plan::of(&node, false).map_err(|e| e.len()).unwrap();
+        plan.placed.iter().filter_map(|p| p.params.get("mac")).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn each_card_of_each_seed_has_an_address_of_its_own() {
+        let plain = macs(&[]);
+        assert!(plain.len() == 2 && plain[0] != plain[1] && plain.iter().all(|m| m.starts_with("00:a0:98:")));
+        assert_eq!(macs(&["seed=7"]), plain, "a real clock knows no seed");
+        assert_eq!(macs(&["seed=0", "clock=instructions"]), plain);
+        let seeded = macs(&["seed=7", "clock=instructions"]);
+        assert!(seeded.iter().all(|m| !plain.contains(m)), "{seeded:?}");
+        assert_eq!(macs(&["seed=7", "clock=instructions"]), seeded);
+    }
 }
