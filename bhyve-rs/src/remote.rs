@@ -96,13 +96,7 @@ pub enum Verb {
     /// Put an image into a CD-ROM or diskette drive of a machine, in place of what is in there.
     Insert {
         #[command(flatten)]
-        target: Target,
-        /// Drive: cd0, floppy0 ...
-        #[arg(short, long, value_name = "DRIVE", default_value = "cd0")]
-        drive: String,
-        /// Even if the guest has locked the drive.
-        #[arg(long)]
-        force: bool,
+        drive: Drive,
         /// Image.
         #[arg(short, long, value_name = "FILE")]
         image: PathBuf,
@@ -110,19 +104,26 @@ pub enum Verb {
     /// Take out what is in a CD-ROM or diskette drive of a machine.
     Eject {
         #[command(flatten)]
-        target: Target,
-        /// Drive: cd0, floppy0 ...
-        #[arg(short, long, value_name = "DRIVE", default_value = "cd0")]
-        drive: String,
-        /// Even if the guest has locked the drive.
-        #[arg(long)]
-        force: bool,
+        drive: Drive,
     },
     /// Wait until a machine ends, and exit as it does.
     Wait {
         #[command(flatten)]
         target: Target,
     },
+}
+
+/// A drive of a machine.
+#[derive(Args)]
+pub struct Drive {
+    #[command(flatten)]
+    target: Target,
+    /// Drive: cd0, floppy0 ...
+    #[arg(short, long, value_name = "DRIVE", default_value = "cd0")]
+    drive: String,
+    /// Even if the guest has locked the drive.
+    #[arg(long)]
+    force: bool,
 }
 
 impl Verb {
@@ -162,12 +163,13 @@ impl Verb {
                 call_with(&target.socket(dir)?, "sendkeys", argument("keys", keys), Some(PATIENCE))?;
                 Ok(SUCCESS)
             }
-            Verb::Insert { target, drive, force, image } => {
+            Verb::Insert { drive, image } => {
                 let image = media::absolute(image)?;
                 let image = image.to_str().ok_or_else(|| anyhow!("{} is no UTF-8", image.display()))?;
+                let Drive { target, drive, force } = drive;
                 change(target, dir, "insert", &json!({ "drive": drive, "force": force, "image": image }))
             }
-            Verb::Eject { target, drive, force } => {
+            Verb::Eject { drive: Drive { target, drive, force } } => {
                 change(target, dir, "eject", &json!({ "drive": drive, "force": force }))
             }
             Verb::Wait { target } => {
