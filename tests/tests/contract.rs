@@ -255,3 +255,29 @@ fn a_script_types_at_the_same_instruction_in_every_run() {
     let rest = run(&[&words[..], &["--restore", &dir.path("state")]].concat(), 60);
     assert_eq!(halves.console + &rest.console, a.console);
 }
+
+#[test]
+fn a_disc_is_put_in_while_the_bios_waits_and_boots() {
+    let Some(disc) = guest("media/memtest86+x64.iso") else { return };
+    let dir = Scratch::new("media");
+    let text = "name = 'disc'\nmemory = '32M'\n[boot]\norder = ['cd']\n[[cd]]\n[[floppy]]\n";
+    let toml = dir.write("disc.toml", text);
+    assert_eq!(bhyve_rs(&dir, &["start", "-c", &toml]).status, 0);
+    let shown = |text: &str| {
+        until(text, || {
+            let screen = bhyve_rs(&dir, &["screenshot", "disc", "--text"]);
+            screen.console.contains(text).then_some(screen.console)
+        })
+    };
+    assert!(shown("Press a key to try again").contains("CD-ROM drive, IDE secondary master: no medium"));
+    let refused = bhyve_rs(&dir, &["insert", "disc", "-d", "disk0", "-i", &disc]);
+    assert_eq!(refused.status, 4);
+    assert!(refused.stderr.contains("no drive \"disk0\"; there are: floppy0, cd0"), "{}", refused.stderr);
+    assert_eq!(bhyve_rs(&dir, &["insert", "disc", "-i", &disc]).status, 0);
+    assert_eq!(bhyve_rs(&dir, &["sendkeys", "disc", "<enter>"]).status, 0);
+    assert!(shown("Testing").contains("Memtest86+ v6"));
+    let png = dir.path("disc.png");
+    assert_eq!(bhyve_rs(&dir, &["screenshot", "disc", "-o", &png]).status, 0);
+    assert_eq!(std::fs::read(&png).unwrap()[..8], *b"\x89PNG\r\n\x1a\n");
+    assert_eq!(bhyve_rs(&dir, &["kill", "disc"]).status, 0);
+}
