@@ -33,6 +33,26 @@ fn disk(model: &str, more: &[&str]) {
     }
 }
 
+#[test]
+fn a_machine_that_is_saved_in_the_bios_goes_on_where_it_was() {
+    let Some(image) = guest("media/grub.img") else { return };
+    let scratch = Scratch::new("bios-saved");
+    let state = scratch.path("state");
+    let words = |more: &[&str]| {
+        let mut words = machine(&[format!("disk.0.path={image}"), "disk.0.readonly=true".to_owned()], &[]);
+        words.extend(more.iter().map(|w| (*w).to_owned()));
+        let ended = run(&words, 60);
+        let digest = ended.stderr.lines().find_map(|line| line.strip_prefix("state ")).map(str::to_owned);
+        digest.unwrap_or_else(|| panic!("no digest: {}", ended.stderr))
+    };
+    let whole = words(&["--until", "90000000"]);
+    // While POST runs, while GRUB's first sectors come, and in its menu.
+    for at in ["300000", "2000000", "40000000"] {
+        assert_ne!(words(&["--until", at, "--save", &state]), whole);
+        assert_eq!(words(&["--restore", &state, "--until", "90000000"]), whole, "saved at {at}");
+    }
+}
+
 /// A disc whose boot loader starts Linux.
 fn disc(name: &str, model: &str) {
     let Some(image) = guest(&format!("media/{name}.iso")) else { return };
