@@ -46,7 +46,7 @@ fn keys_that_do_not_exist() {
             "guest.toml:4:3: disk.1.path: required key is missing; allowed: the path of a file or disk that \
              can be read",
             "guest.toml:5:1: disk.1.paht: unknown key \"paht\"; allowed: path, model, format, readonly, \
-             cache, slot; did you mean \"path\"?",
+             cache, snapshot, on_error, slot; did you mean \"path\"?",
         ],
     );
     refuses(
@@ -72,7 +72,7 @@ fn keys_that_do_not_exist() {
         "wide_characters_before_the_fault",
         &[("guest.toml", "name = 'fw1'\nscreen = { '日本語' = 1, vnc = 'host:0' }\n")],
         &[
-            "guest.toml:2:12: screen.日本語: unknown key \"日本語\"; allowed: model, vnc, slot",
+            "guest.toml:2:12: screen.日本語: unknown key \"日本語\"; allowed: model, backend, rom, vnc, slot",
             "guest.toml:2:29: screen.vnc: \"host:0\" is not an address; allowed: \"PORT\" or \"HOST:PORT\", \
              port 1 to 65535",
         ],
