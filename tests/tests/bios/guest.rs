@@ -160,6 +160,23 @@ fn loader() -> Result<Vec<u8>, IcedError> {
     Ok(code)
 }
 
+/// The digits of EBX by calls of `put`, which takes AL; CX and EBX are used up.
+fn digits(a: &mut CodeAssembler, put: CodeLabel) -> Result<(), IcedError> {
+    let (mut digit, mut below) = (a.create_label(), a.create_label());
+    a.mov(ecx, 8u32)?;
+    a.set_label(&mut digit)?;
+    a.rol(ebx, 4u32)?;
+    a.mov(al, bl)?;
+    a.and(al, 15)?;
+    a.add(al, u32::from(b'0'))?;
+    a.cmp(al, u32::from(b'9'))?;
+    a.jbe(below)?;
+    a.add(al, 39)?;
+    a.set_label(&mut below)?;
+    a.call(put)?;
+    a.loop_(digit)
+}
+
 /// Starts the list in real mode, then the monitor. The list's loop is at a fixed place behind the start, where
 /// virtual-8086 mode begins.
 const LOOP: u32 = LOADED + 0x100;
@@ -194,8 +211,7 @@ fn real_mode() -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(16)?;
     let (mut next, mut done, mut sum, mut patch) =
         (a.create_label(), a.create_label(), a.create_label(), a.create_label());
-    let (mut hex, mut digit, mut below, mut wait, mut put) =
-        (a.create_label(), a.create_label(), a.create_label(), a.create_label(), a.create_label());
+    let (mut hex, mut wait, mut put) = (a.create_label(), a.create_label(), a.create_label());
     a.xor(ax, ax)?;
     a.mov(ds, ax)?;
     a.cld()?;
@@ -282,18 +298,7 @@ fn real_mode() -> Result<Vec<u8>, IcedError> {
     a.set_label(&mut hex)?;
     a.mov(al, u32::from(b' '))?;
     a.call(put)?;
-    a.mov(cx, 8u32)?;
-    a.set_label(&mut digit)?;
-    a.rol(ebx, 4u32)?;
-    a.mov(al, bl)?;
-    a.and(al, 15)?;
-    a.add(al, u32::from(b'0'))?;
-    a.cmp(al, u32::from(b'9'))?;
-    a.jbe(below)?;
-    a.add(al, 39)?;
-    a.set_label(&mut below)?;
-    a.call(put)?;
-    a.loop_(digit)?;
+    digits(&mut a, put)?;
     a.ret()?;
     a.set_label(&mut put)?;
     a.push(dx)?;
@@ -497,23 +502,12 @@ fn monitor() -> Result<Vec<u8>, IcedError> {
     a.mov(al, u32::from(b'P'))?;
     a.call(send)?;
     a.mov(esi, RESULT)?;
-    let (mut number, mut digit, mut below) = (a.create_label(), a.create_label(), a.create_label());
+    let mut number = a.create_label();
     a.set_label(&mut number)?;
     a.mov(al, u32::from(b' '))?;
     a.call(send)?;
     a.mov(ebx, dword_ptr(esi))?;
-    a.mov(ecx, 8u32)?;
-    a.set_label(&mut digit)?;
-    a.rol(ebx, 4u32)?;
-    a.mov(al, bl)?;
-    a.and(al, 15)?;
-    a.add(al, u32::from(b'0'))?;
-    a.cmp(al, u32::from(b'9'))?;
-    a.jbe(below)?;
-    a.add(al, 39)?;
-    a.set_label(&mut below)?;
-    a.call(send)?;
-    a.loop_(digit)?;
+    digits(&mut a, send)?;
     a.add(esi, 4)?;
     a.cmp(esi, RESULT + 16)?;
     a.jb(number)?;
