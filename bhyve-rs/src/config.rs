@@ -153,8 +153,7 @@ fn bios_options(node: &Node) -> boot::bios::Options {
 /// What the configuration asks for and this version cannot do.
 pub fn spec(node: &Node, start: Start, plain: bool) -> Result<Spec> {
     let instruction_clock = node.text("clock") == "instructions";
-    // Seed 0 makes a machine like any other of its name.
-    let seed = if instruction_clock { node.int("seed") as u64 } else { 0 };
+    let seed = seed(node);
     let later = if seed == 0 { 0 } else { emu::derive(seed, "rtc") % START_RANGE };
     Ok(Spec {
         cpus: node.int("cpus") as u32,
@@ -165,7 +164,7 @@ pub fn spec(node: &Node, start: Start, plain: bool) -> Result<Spec> {
         instruction_clock,
         seed,
         rtc_start: if instruction_clock { FIXED_START + later as i64 } else { now() },
-        uuid: node.maybe::<[u8; 16]>("uuid").unwrap_or_else(|| name_uuid(node.text("name"), seed)),
+        uuid: node.maybe::<[u8; 16]>("uuid").unwrap_or_else(|| name_uuid(&identity(node))),
         acpi: node.child("acpi").bool("enabled"),
         stay: false,
         start,
@@ -258,12 +257,25 @@ pub fn consoles(
     Ok(consoles)
 }
 
-/// A UUID that stays with a name and a seed: FNV-1a over them, twice, in the form of a version 8 UUID (RFC 9562).
-fn name_uuid(name: &str, seed: u64) -> [u8; 16] {
-    let salt = if seed == 0 { String::new() } else { format!("\0{seed}") };
+/// What everything random starts from: 0, like any other machine of its name, unless instructions drive the clock.
+fn seed(node: &Node) -> u64 {
+    if node.text("clock") == "instructions" { node.int("seed") as u64 } else { 0 }
+}
+
+/// What UUID and Ethernet addresses are made of when they are not given: the name, and the seed.
+pub fn identity(node: &Node) -> String {
+    let name = node.text("name");
+    match seed(node) {
+        0 => name.to_owned(),
+        seed => format!("{name}\0{seed}"),
+    }
+}
+
+/// A UUID that stays with an identity: FNV-1a over it, twice, in the form of a version 8 UUID (RFC 9562).
+fn name_uuid(identity: &str) -> [u8; 16] {
     let hash = |basis: u64| {
-        let bytes = name.bytes().chain(salt.bytes());
-        bytes.fold(basis, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)).to_be_bytes()
+        let step = |h: u64, b: u8| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3);
+        identity.bytes().fold(basis, step).to_be_bytes()
     };
     let (a, b) = (hash(0xcbf2_9ce4_8422_2325), hash(0x6c62_272e_07bb_0142));
     let mut uuid = [0; 16];
@@ -280,9 +292,9 @@ mod tests {
 
     #[test]
     fn a_name_has_one_uuid_and_another_name_has_another() {
-        assert_eq!(name_uuid("fw1", 0), name_uuid("fw1", 0));
-        assert_ne!(name_uuid("fw1", 0), name_uuid("fw2", 0));
-        assert_eq!(name_uuid("x", 0)[6] >> 4, 8);
+        assert_eq!(name_uuid("fw1"), name_uuid("fw1"));
+        assert_ne!(name_uuid("fw1"), name_uuid("fw2"));
+        assert_eq!(name_uuid("x")[6] >> 4, 8);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use host::disk::{Format, Image, ImageOptions, OnError};
 use lpc::{FloppyModel, FloppyUnit, I82077aa, Medium};
 
 use crate::board::{self, Board};
+use crate::config;
 use crate::media::{Drive, Media};
 
 /// The controller that the board brings.
@@ -191,7 +192,7 @@ impl Plan {
                 }
             }
             for nic in node.children("nic").iter().filter(|d| d.is_given("slot") == has_slot) {
-                let put = Want::new(nic).and_then(|want| plan.card(want, &identity(node)));
+                let put = Want::new(nic).and_then(|want| plan.card(want, &config::identity(node)));
                 errors.extend(put.err().map(|p| at_key(nic, p).into()));
             }
             for other in node.children("device").iter().filter(|d| d.is_given("slot") == has_slot) {
@@ -410,13 +411,6 @@ fn at_key(node: &Node, problem: Problem) -> Error {
     node.error(if node.is_given("slot") { "slot" } else { "model" }, problem)
 }
 
-/// What addresses are made of: the name, and the seed of a machine whose clock follows instructions.
-fn identity(node: &Node) -> String {
-    let seed = if node.text("clock") == "instructions" { node.int("seed") } else { 0 };
-    let name = node.text("name");
-    if seed == 0 { name.to_owned() } else { format!("{name}#{seed}") }
-}
-
 /// An Ethernet address that stays with a machine's name and the slot: bhyve's prefix and FNV-1a over both.
 fn mac(machine: &str, bdf: Bdf) -> String {
     let place = bdf.to_string();
@@ -497,7 +491,7 @@ mod tests {
 
     fn macs(words: &[&str]) -> Vec<String> {
         let nics = ["name=x", "nic.0.backend=none", "nic.1.backend=none"];
-        let node = crate::config::from_settings(&[&nics[..], words].concat()).unwrap();
+        let node = config::from_settings(&[&nics[..], words].concat()).unwrap();
         let plan = Plan::of(&node, false).map_err(|e| e.len()).unwrap();
         plan.placed.iter().filter_map(|p| p.params.get("mac")).map(str::to_owned).collect()
     }

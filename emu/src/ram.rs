@@ -183,7 +183,8 @@ impl Ram {
         }
     }
 
-    /// Copies into guest memory, aligned words at once as [`Ram::read`], keeping the dirty log and telling the software CPU of overwritten code.
+    /// Copies into guest memory, aligned words at once as [`Ram::read`], keeping the dirty log and telling the software
+    /// CPU of overwritten code.
     ///
     /// # Panics
     /// When the range is not in the arena.
