@@ -14,6 +14,7 @@ use devices::MODELS;
 use emu::backend::Disk;
 use emu::{Backends, Bdf, Class, DeviceCell, Machine, Model, ParamKind, Params, Slot, Unit};
 use host::disk::{Format, Image, ImageOptions, OnError};
+use host::net::Wire;
 use lpc::{FloppyModel, FloppyUnit, I82077aa, Medium};
 
 use crate::board::{self, Board};
@@ -90,6 +91,8 @@ struct Placed {
     units: Vec<Unit>,
     images: Vec<Option<Content>>,
     rom: Option<Vec<u8>>,
+    /// Which of the network cards it is, if a script has its cable.
+    scripted: Option<u32>,
 }
 
 /// A drive, for the BIOS.
@@ -111,6 +114,8 @@ pub struct Peripherals {
     pub media: Media,
     /// The display adapter.
     pub screen: Option<Arc<DeviceCell>>,
+    /// The cables that a script holds, by the number of the network card.
+    pub wires: BTreeMap<u32, Arc<Wire>>,
 }
 
 /// What is in a drive, and for which drive of the configuration.
@@ -169,6 +174,7 @@ impl Plan {
             units: vec![Unit::None; IDE_CDS.len()],
             images: IDE_CDS.map(|_| None).into(),
             rom: None,
+            scripted: None,
         });
         Plan { board, placed: ide.into_iter().collect(), floppies: Vec::new() }
     }
@@ -193,7 +199,8 @@ impl Plan {
             }
             for nic in node.children("nic").iter().filter(|d| d.is_given("slot") == has_slot) {
                 let put = Want::new(nic).and_then(|want| plan.card(want, &config::identity(node)));
-                errors.extend(put.err().map(|p| at_key(nic, p).into()));
+                let scripted = Some(nic.index()).filter(|_| nic.text("backend") == "script");
+                errors.extend(put.map(|card| card.scripted = scripted).err().map(|p| at_key(nic, p).into()));
             }
             for other in node.children("device").iter().filter(|d| d.is_given("slot") == has_slot) {
                 let put = Want::new(other).and_then(|want| plan.put(want).map(|_| ()));
@@ -229,15 +236,15 @@ impl Plan {
 
     /// Adds a network card to a machine of this name. Nothing is connected to it.
     pub fn nic(&mut self, model: &str, machine: &str) -> Result<()> {
-        self.card(Want { model, ..Want::default() }, machine).map_err(|p| anyhow!("{}", p.message))
+        self.card(Want { model, ..Want::default() }, machine).map(|_| ()).map_err(|p| anyhow!("{}", p.message))
     }
 
-    fn card(&mut self, want: Want, machine: &str) -> Result<(), Problem> {
+    fn card(&mut self, want: Want, machine: &str) -> Result<&mut Placed, Problem> {
         let card = self.put(want)?;
         if card.params.get("mac").is_none() {
             card.params.set("mac", &mac(machine, card.bdf));
         }
-        Ok(())
+        Ok(card)
     }
 
     fn drive(&mut self, want: Want, unit: Unit, image: Option<Content>) -> Result<(), Problem> {
@@ -286,7 +293,16 @@ impl Plan {
         let units = if let Class::Storage { units, .. } = model.class { units } else { 0 };
         let images = (0..units).map(|_| None).collect();
         let units = vec![Unit::None; units];
-        self.placed.push(Placed { model, bdf, params: want.params, closed: want.closed, units, images, rom: None });
+        self.placed.push(Placed {
+            model,
+            bdf,
+            params: want.params,
+            closed: want.closed,
+            units,
+            images,
+            rom: None,
+            scripted: None,
+        });
         Ok(self.placed.last_mut().expect("just put in"))
     }
 
@@ -373,7 +389,12 @@ impl Plan {
                 disk: disk.as_ref().map(|d| d.share()),
             }));
             let name = format!("{}@{}", p.model.name, p.bdf);
-            let backends = Backends { disks, units: p.units, rom: p.rom, ..Backends::default() };
+            let net = p.scripted.map(|nic| {
+                let (wire, net) = Wire::start(machine, &format!("wire{nic}"));
+                plugged.wires.insert(nic, wire);
+                net
+            });
+            let backends = Backends { disks, units: p.units, rom: p.rom, net, ..Backends::default() };
             let cell = machine.plug(p.model, &name, Some(p.bdf), &p.params, backends);
             let cell = cell.map_err(|e| anyhow!("{name}: {e}"))?;
             let with = |(unit, d)| Drive { listeners: vec![(cell.clone(), unit)], ..d };
@@ -470,9 +491,8 @@ pub fn check(node: &Node) -> Vec<Error> {
     let waits = node.children("disk").iter().filter(waits);
     let waits =
         waits.map(|d| d.error("on_error", say("guest time that follows instructions waits for no host", "report")));
-    let cables = node.children("nic").iter().filter(|nic| nic.text("backend") != "none");
-    let cables =
-        cables.map(|nic| nic.error("backend", say("this version has network cards without a cable only", "none")));
+    let cables = node.children("nic").iter().filter(|nic| !matches!(nic.text("backend"), "none" | "script"));
+    let cables = cables.map(|nic| nic.error("backend", say("this version has no networks", "none, script")));
     let planned = Plan::of(node, false).err().unwrap_or_default();
     planned.into_iter().filter_map(|e| e.downcast::<Error>().ok()).chain(waits).chain(cables).collect()
 }

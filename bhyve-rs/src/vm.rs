@@ -299,12 +299,17 @@ impl Instance {
             Start::Firmware(firmware) => plan.boot_order(&firmware.order),
             _ => Vec::new(),
         };
-        let Peripherals { drives, mut media, screen } = plan.plug(&machine, &board)?;
+        let Peripherals { drives, mut media, screen, wires } = plan.plug(&machine, &board)?;
         let told = tx.clone();
         media.on_stall(move || send(&told, Message::Order(Order::Pause, None)));
         let ports: Vec<IsaPort> = COM[..serial.len().min(4)].to_vec();
         if let Some(steps) = script {
-            let desk = Some(Desk { typist: board.typist.clone(), screen: screen.clone() });
+            for (n, step) in steps.iter().enumerate() {
+                if let Some((nic, _)) = step.frame.as_ref().filter(|(nic, _)| !wires.contains_key(nic)) {
+                    bail!("script, step {}: there is no network card {nic} with backend = \"script\"", n + 1);
+                }
+            }
+            let desk = Some(Desk { typist: board.typist.clone(), screen: screen.clone(), wires });
             // Without a console at COM1 there is still the keyboard.
             let mut nobody = None;
             let com1 = serial.first_mut().unwrap_or(&mut nobody);

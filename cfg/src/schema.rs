@@ -154,7 +154,12 @@ const NIC: Section = Section {
     shape: Shape::Array { max: 16 },
     keys: &[
         key("model", Kind::Named("nic"), None, "chip; by default the profile's"),
-        key("backend", Kind::Choice(&["nat", "tap", "bridge", "socket", "none"]), Some("nat"), "where the cable goes"),
+        key(
+            "backend",
+            Kind::Choice(&["nat", "tap", "bridge", "socket", "script", "none"]),
+            Some("nat"),
+            "where the cable goes",
+        ),
         key("mac", Kind::Mac, None, "MAC address; by default made from the name and the slot"),
         key("forward", Kind::List(&Kind::Text), None, "ports of the host that reach the guest"),
         key("interface", Kind::Word { max: 15 }, None, "tap interface, or bridge to join"),

@@ -3,7 +3,8 @@
 //! [`IoThread`] is the machine's second kind of thread: it fires the timers of a clock that runs in real time, and it
 //! is where backends wait for their descriptors. Everything that it does to a device goes through a gate that is closed
 //! while the machine is paused. Backends are opened with an [`Io`] before there is a machine; [`console::open`] makes
-//! what a serial port is connected to, [`disk::Image`] opens what a disk consists of.
+//! what a serial port is connected to, [`disk::Image`] opens what a disk consists of, [`net`] has
+//! what cables lead to.
 //!
 //! The rest is the program's: [`control`] is the socket by which other processes steer a machine, [`watch_signals`] and
 //! [`restore_terminal`] keep the user's terminal whole.
@@ -13,6 +14,7 @@ pub mod control;
 pub mod disk;
 mod io;
 pub mod keyboard;
+pub mod net;
 pub mod screen;
 mod signals;
 mod sys;

@@ -254,6 +254,15 @@ fn a_script_types_at_the_same_instruction_in_every_run() {
     let halves = run(&[&words[..], &["--until", "2000000", "--save", &dir.path("state")]].concat(), 60);
     let rest = run(&[&words[..], &["--restore", &dir.path("state")]].concat(), 60);
     assert_eq!(halves.console + &rest.console, a.console);
+
+    let frame = dir.write("frame.toml", "[[step]]\nat = 1\nframe = '00000000000000000000000000000000'\n");
+    let refused = run(&["--kernel", &probe, "--script", &frame, "-o", "nic.0.backend=none"], 20);
+    assert_eq!((refused.status, refused.console.as_str()), (4, ""));
+    assert!(
+        refused.stderr.contains("step 1: there is no network card 0 with backend = \"script\""),
+        "{}",
+        refused.stderr
+    );
 }
 
 #[test]

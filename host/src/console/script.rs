@@ -1,10 +1,10 @@
-//! Input from a list instead of from a person: bytes and keys at fixed moments of guest time, or when the guest has
-//! printed something or shows it on its screen.
+//! Input from a list instead of from a person: bytes, keys and Ethernet frames at fixed moments of guest time, or when
+//! the guest has printed something or shows it on its screen.
 //!
 //! Everything happens by the machine's own timers and by what the guest does, so that under the instruction clock two
 //! runs get the same input at the same instruction. The output goes on to another console, whose input is cut off.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use emu::backend::Chardev;
@@ -12,6 +12,7 @@ use emu::{DeviceCell, DeviceState, Event, Machine, ResetKind, Saved, Timer, Time
 use serde::{Deserialize, Serialize};
 
 use crate::keyboard::{Press, Typist};
+use crate::net::Wire;
 
 /// Bytes of output that are kept for a pattern that is not looked for yet.
 const HEARD: usize = 64 << 10;
@@ -40,8 +41,14 @@ pub enum When {
     },
 }
 
+impl Default for When {
+    fn default() -> When {
+        When::At(0)
+    }
+}
+
 /// One step of a script. It begins to wait when the step before it has sent its bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {
     /// What it waits for.
     pub when: When,
@@ -49,15 +56,19 @@ pub struct Step {
     pub send: Vec<u8>,
     /// What it then types at the keyboard.
     pub keys: Vec<Press>,
+    /// What then comes in, by the number of its network card and without FCS.
+    pub frame: Option<(u32, Vec<u8>)>,
 }
 
-/// Where a script types keys, and the adapter whose screen it looks at.
+/// Where a script types keys, the adapter whose screen it looks at, and the cables that it holds.
 #[derive(Clone)]
 pub struct Desk {
     /// The keyboard.
     pub typist: Arc<Typist>,
     /// The screen.
     pub screen: Option<Arc<DeviceCell>>,
+    /// The cables, by the number of the network card.
+    pub wires: BTreeMap<u32, Arc<Wire>>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -137,6 +148,11 @@ impl Script {
             state.pending.extend(&step.send);
             if let Some(desk) = &self.desk {
                 desk.typist.press(&step.keys);
+                if let Some((nic, frame)) = &step.frame
+                    && let Some(wire) = desk.wires.get(nic)
+                {
+                    wire.put(frame);
+                }
             }
             state.due = None;
             state.next += 1;
@@ -292,11 +308,11 @@ mod tests {
     }
 
     fn at(moment: u64, send: &[u8]) -> Step {
-        Step { when: When::At(moment), send: send.to_vec(), keys: Vec::new() }
+        Step { when: When::At(moment), send: send.to_vec(), ..Step::default() }
     }
 
     fn seen(pattern: &[u8], after: u64, send: &[u8]) -> Step {
-        Step { when: When::Seen { pattern: pattern.to_vec(), after }, send: send.to_vec(), keys: Vec::new() }
+        Step { when: When::Seen { pattern: pattern.to_vec(), after }, send: send.to_vec(), ..Step::default() }
     }
 
     fn start(steps: &[Step], quick: bool) -> (Rig, Arc<Script>, Plugged, Capture) {
