@@ -73,6 +73,7 @@ pub fn from_settings<S: AsRef<str>>(set: &[S]) -> Result<Node, Errors> {
 /// All that is wrong with it.
 pub fn check(draft: &Draft) -> Result<Node, Errors> {
     let mut draft = draft.clone();
+    draft.short("screen", "backend");
     let profile = draft.tree().text("profile").unwrap_or(PROFILES[0].0);
     if let Some((name, text)) = PROFILES.into_iter().find(|(name, _)| *name == profile) {
         draft.merge_under(Draft::parse(&format!("profile {name}"), text));
@@ -316,6 +317,15 @@ mod tests {
             spec(&["name=x", "clock=instructions", "seed=1", "uuid=00000000-0000-0000-0000-000000000007"]).2[15],
             7
         );
+    }
+
+    #[test]
+    fn a_screen_can_be_said_in_one_word() {
+        let node = check(&Draft::parse("t.toml", "name = 'x'\nscreen = 'terminal'\n")).unwrap();
+        assert_eq!((node.child("screen").text("backend"), node.child("screen").text("model")), ("terminal", "vga"));
+        let errors = check(&Draft::parse("t.toml", "name = 'x'\nscreen = 'terminl'\n")).unwrap_err();
+        let line = errors.0[0].to_string();
+        assert!(line.starts_with("t.toml:2:10: screen.backend: ") && line.contains("\"terminal\""), "{line}");
     }
 
     #[test]

@@ -63,6 +63,11 @@ impl Draft {
         self.partial |= base.partial;
     }
 
+    /// Lets `section = "value"` stand for `[section]` with `key = "value"`.
+    pub fn short(&mut self, section: &str, key: &str) {
+        self.tree.root.short(section, key);
+    }
+
     /// Sets `key=value` over everything so far, as `-o` does. `origin` is what errors call it.
     pub fn set(&mut self, assignment: &str, origin: &Origin) {
         let allowed = "KEY=VALUE";

@@ -239,7 +239,7 @@ const ACPI: Section = Section {
 
 const SCREEN: Section = Section {
     name: "screen",
-    help: "the display adapter",
+    help: "the display adapter; screen = \"terminal\" is short for its backend",
     keys: &[
         key("model", Kind::Named("screen"), None, "adapter, or none; by default the profile's"),
         key(

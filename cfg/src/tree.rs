@@ -197,6 +197,16 @@ impl Branch {
         }
     }
 
+    /// Puts what `name` stands for, if that is a single text, into a node by that name, under `key`.
+    pub(crate) fn short(&mut self, name: &str, key: &str) {
+        if let Some(item) = self.items.get_mut(&Name::new(name))
+            && matches!(item.entry, Entry::Value(_))
+        {
+            let branch = Branch { items: BTreeMap::from([(Name::new(key), item.clone())]) };
+            item.entry = Entry::Branch(branch);
+        }
+    }
+
     fn spread_wildcards(&mut self) {
         if let Some(Item { entry: Entry::Branch(common), .. }) = self.items.remove(&Name::Word("*".to_owned())) {
             for (name, item) in &mut self.items {
