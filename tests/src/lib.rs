@@ -291,12 +291,18 @@ impl Drop for Scratch {
 /// Boots a Debian kernel (`amd64`, `686` or `686-pae`) with the initramfs of the tests, to its end; `None` after a named
 /// skip. Guest time does not depend on how busy the host is.
 pub fn boot<S: AsRef<str>>(kernel: &str, settings: &[S], args: &str, seconds: u64) -> Option<Ended> {
+    let mut words = boot_words(kernel, args)?;
+    words.extend(settings.iter().flat_map(|s| ["-o".to_owned(), s.as_ref().to_owned()]));
+    Some(run(&words, seconds))
+}
+
+/// The arguments that start such a kernel, for more of them to follow; `None` after a named skip.
+pub fn boot_words(kernel: &str, args: &str) -> Option<Vec<String>> {
     let image = guest(&format!("linux-{kernel}/vmlinuz"))?;
     let arch = if kernel == "amd64" { "amd64" } else { "i386" };
     let initrd = guest(&format!("initramfs-{arch}.cpio"))?;
     let mut words = vec!["--kernel".to_owned(), image, "--initrd".to_owned(), initrd, "--stats".to_owned()];
     words.extend(["-o".to_owned(), "clock=instructions".to_owned()]);
-    words.extend(settings.iter().flat_map(|s| ["-o".to_owned(), s.as_ref().to_owned()]));
     words.extend(["--args".to_owned(), format!("console=ttyS0 {args}")]);
-    Some(run(&words, seconds))
+    Some(words)
 }

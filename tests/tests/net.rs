@@ -1,6 +1,6 @@
 //! Linux's drivers of network cards.
 
-use machine_tests::{Scratch, guest, run};
+use machine_tests::{Scratch, boot_words, run};
 
 const MAC: &str = "00:a0:98:01:02:03";
 
@@ -33,12 +33,10 @@ fn frames_of_a_script_reach_linux_at_the_same_instruction_in_every_run() {
     }
     script += "[[step]]\nseen = '# '\nafter = 0.5\nsend = \"grep ^Icmp: /proc/net/snmp; poweroff -f\\n\"\n";
     let script = dir.write("script.toml", &script);
-    let (Some(kernel), Some(initrd)) = (guest("linux-amd64/vmlinuz"), guest("initramfs-amd64.cpio")) else { return };
-    let args = "console=ttyS0 test=net end=shell";
-    let mut words = vec!["--kernel", &kernel, "--initrd", &initrd, "--args", args, "--script", &script, "--stats"];
-    let card = format!("nic.0.mac={MAC}");
-    for setting in ["clock=instructions", "nic.0.model=virtio-net", "nic.0.backend=script", &card] {
-        words.extend(["-o", setting]);
+    let Some(mut words) = boot_words("amd64", "test=net end=shell") else { return };
+    words.extend(["--script".to_owned(), script]);
+    for setting in ["nic.0.model=virtio-net", "nic.0.backend=script", &format!("nic.0.mac={MAC}")] {
+        words.extend(["-o".to_owned(), setting.to_owned()]);
     }
     let [one, two] = [0, 1].map(|_| run(&words, 120));
     assert!(one.result("net").1.contains(" carrier=1 "), "{}", one.console);
