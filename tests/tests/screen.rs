@@ -102,9 +102,11 @@ fn grub_draws_the_same_with_each_of_its_drivers() {
 fn linux_goes_on_in_the_mode_that_its_boot_code_had_from_the_bios() {
     let Some(disc) = guest("media/isolinux.iso") else { return };
     let dir = Scratch::new("screen-vesa");
-    let toml = format!("name = 'vesa'\nmemory = '256M'\n[boot]\norder = ['cd']\n[[cd]]\npath = '{disc}'\n");
+    let toml = format!(
+        "name = 'vesa'\nmemory = '256M'\n[boot]\norder = ['cd']\n[[cd]]\npath = '{disc}'\n[[serial]]\nbackend = 'stdio'\n"
+    );
     let toml = dir.write("vesa.toml", &toml);
-    let script = "[[step]]\nshown = 'boot:'\nkeys = 'linux vga=791 console=tty0 end=shell<enter>'\n\
+    let script = "[[step]]\nshown = 'boot:'\nkeys = 'linux vga=791 end=shell<enter>'\n\
         [[step]]\nseen = 'guest# '\nsend = \"printf '\\\\033[41m\\\\033[2J' >/dev/tty1; cat /proc/fb; echo rea''dy\\n\"\n";
     let script = dir.write("script.toml", script);
     let mut machine = Run::start(&["-c", &toml, "--script", &script, "--run-dir", &dir.path("run")], 200);
