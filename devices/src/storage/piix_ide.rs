@@ -199,6 +199,10 @@ impl PiixIde {
             c.clears(0x06, &[0x00, 0x38]);
             c.writable(0x0c, &[0x00, 0xf0]);
             c.writable(IDETIM, &[0xff, 0xf3, 0xff, 0xf3, 0xff]);
+            // Not so on the chip, where it is the BIOS that enables both channels. OVMF does not know that it has to,
+            // and waits minutes for drives at ports that nobody answers.
+            c.set16(IDETIM, 0x8000);
+            c.set16(IDETIM + 2, 0x8000);
             if kind == Kind::Piix4 {
                 c.writable(0x48, &[0x0f, 0x00, 0x33, 0x33]);
             }
