@@ -1,4 +1,4 @@
-//! What the built-in BIOS boots, and SeaBIOS and Bochs's BIOS in its place: GRUB and isolinux, which start Linux,
+//! What the built-in BIOS boots, and SeaBIOS, Bochs's BIOS and OVMF in its place: GRUB and isolinux, which start Linux,
 //! and OpenBSD's floppy, which then puts a file system on a disk.
 
 use std::path::Path;
@@ -19,12 +19,17 @@ fn machine(drives: &[String], more: &[&str]) -> Vec<String> {
 
 /// A disk that GRUB starts Linux from, on a controller of this model: twice, as what the first run wrote is for the second.
 fn disk(model: &str, more: &[&str]) {
+    boots(model, more, 2);
+}
+
+/// So many boots of it.
+fn boots(model: &str, more: &[&str], times: u32) {
     let Some(image) = guest("media/grub.img") else { return };
     let scratch = Scratch::new(&format!("grub-{model}-{}", more.len()));
     let copy = scratch.path("disk.img");
     std::fs::copy(image, &copy).expect("a copy");
     let drives = [format!("disk.0.path={copy}"), format!("disk.0.model={model}")];
-    for boots in 1..=2 {
+    for boots in 1..=times {
         let ended = run(&machine(&drives, more), 600);
         let (verdict, details) = ended.result("root");
         assert_eq!(verdict, "pass", "{}", ended.console);
@@ -77,6 +82,32 @@ fn firmware(bios: &str, rom: &str, model: &str, more: &[&str]) {
 #[test]
 fn seabios_starts_the_same_disk_by_virtio() {
     firmware("bios-256k.bin", "vgabios-stdvga.bin", "virtio-blk", &[]);
+}
+
+/// The same disk under OVMF, which finds GRUB in the EFI system partition.
+fn ovmf(model: &str, more: &[&str], times: u32) {
+    let (Some(code), Some(vars)) = (guest("media/OVMF_CODE.fd"), guest("media/OVMF_VARS.fd")) else { return };
+    let scratch = Scratch::new(&format!("ovmf-{model}"));
+    let mine = scratch.path("vars.fd");
+    std::fs::copy(&vars, &mine).expect("a copy");
+    let words = [format!("boot.firmware={code}"), format!("boot.vars={mine}")];
+    // GRUB for UEFI finds no room for the initrd in less.
+    boots(model, &[&[words[0].as_str(), words[1].as_str(), "memory=512M"], more].concat(), times);
+    assert_ne!(std::fs::read(mine).unwrap(), std::fs::read(vars).unwrap(), "its boot options are kept");
+}
+
+#[test]
+fn ovmf_starts_the_same_disk_by_ahci() {
+    ovmf("ahci", &[], 1);
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn ovmf_starts_the_same_disk_on_every_controller() {
+    for model in ["ide", "nvme", "virtio-blk"] {
+        ovmf(model, &[], 2);
+    }
+    ovmf("ahci", &["profile=bhyve"], 2);
 }
 
 #[test]
