@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, Result, anyhow};
 use boot::bios::{
-    Access, Bios, Config, Drive, DriveKind, Host, LATCH_PORT, LATCHED, Options, PORT, Place, Rom, Ticket,
+    Access, Bios, Config, Diskette, Drive, DriveKind, Host, LATCH_PORT, LATCHED, Options, PORT, Place, Rom, Ticket,
 };
 use boot::platform::Platform;
 use boot::{MemoryMap, Piece};
@@ -20,6 +20,7 @@ use emu::{
     SystemEvent, Timer, Widths,
 };
 use hv::Runner;
+use lpc::Medium;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -321,7 +322,8 @@ fn drive(n: usize, plugged: &Plugged) -> Drive {
         }
     };
     let read_only = plugged.disk.as_ref().is_some_and(|d| d.read_only());
-    Drive { kind: plugged.kind, disk: n, name, read_only, place }
+    let floppy = plugged.floppy.map_or(0, |model| model as u8);
+    Drive { kind: plugged.kind, disk: n, name, read_only, floppy, place }
 }
 
 /// A processor's translation of linear addresses.
@@ -504,6 +506,12 @@ impl Host for View<'_> {
     fn medium(&mut self, disk: usize) -> (u64, u64) {
         let size = self.disks.get(disk).and_then(Option::as_ref).map_or(0, DiskPort::size);
         (size, self.changes.get(disk).copied().unwrap_or(0))
+    }
+
+    fn diskette(&mut self, disk: usize) -> Option<Diskette> {
+        let m = Medium::of(self.medium(disk).0)?;
+        let sector_bytes = m.sector_bytes() as u16;
+        Some(Diskette { cylinders: m.cylinders, heads: m.heads, sectors: m.sectors, sector_bytes })
     }
 
     fn log(&mut self, line: &str) {

@@ -101,6 +101,8 @@ pub struct Plugged {
     pub kind: DriveKind,
     /// Its controller, where that is, and the unit's number there. A diskette drive is at the board's own.
     pub place: Option<(&'static Model, Bdf, usize)>,
+    /// Which diskette drive it is.
+    pub floppy: Option<FloppyModel>,
     /// A handle on what is in it.
     pub disk: Option<Box<dyn Disk>>,
 }
@@ -351,9 +353,15 @@ impl Plan {
         let mut plugged = Peripherals::default();
         let units = [0, 1].map(|n| self.floppies.get(n).map(|f| f.unit));
         let (mut disks, mut drives) = (Vec::new(), Vec::new());
-        for Content { name, options, image } in self.floppies.into_iter().map(|f| f.content) {
+        for floppy in self.floppies {
+            let Content { name, options, image } = floppy.content;
             let (disk, control) = image.attach_with_control(ram)?;
-            plugged.drives.push(Plugged { kind: DriveKind::Floppy, place: None, disk: Some(disk.share()) });
+            plugged.drives.push(Plugged {
+                kind: DriveKind::Floppy,
+                place: None,
+                floppy: Some(floppy.unit.model),
+                disk: Some(disk.share()),
+            });
             disks.push(Some(disk));
             drives.push((name, options, control));
         }
@@ -386,6 +394,7 @@ impl Plan {
             plugged.drives.extend(units.map(|(unit, (kind, disk))| Plugged {
                 kind: if *kind == Unit::Cd { DriveKind::Cd } else { DriveKind::Disk },
                 place: Some((p.model, p.bdf, unit)),
+                floppy: None,
                 disk: disk.as_ref().map(|d| d.share()),
             }));
             let name = format!("{}@{}", p.model.name, p.bdf);

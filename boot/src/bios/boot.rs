@@ -6,10 +6,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::disk::{DriveKind, Geometry};
-use super::int13::{self, Emulation};
+use super::disk::DriveKind;
+use super::eltorito::{self, Emulation};
+use super::int13;
 use super::post::START_FLAGS;
-use super::{Call, Flow, data, keyboard, linear, serial};
+use super::{Call, Flow, keyboard, linear, serial};
 
 /// Where boot sectors go.
 const SECTOR_AT: u16 = 0x7c00;
@@ -17,10 +18,6 @@ const SECTOR_AT: u16 = 0x7c00;
 const MS: u64 = 1_000_000;
 /// The boot menu's key: F12.
 const MENU_KEY: u16 = 0x8600;
-/// Sectors of a CD-ROM.
-const CD_SECTOR: u64 = 2048;
-/// Of an image without emulation no more is loaded than conventional memory has room for, in sectors of 512 bytes.
-const MOST: u16 = 1024;
 
 /// How far the search is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,15 +30,6 @@ pub(super) struct Progress {
     failed: Vec<String>,
     /// The user chose the next one for this start only.
     once: Option<DriveKind>,
-    /// The drive that was booted.
-    catalogue: u32,
-}
-
-impl Progress {
-    /// The sector of the boot catalogue, if a CD-ROM was booted.
-    pub(super) fn catalogue(&self) -> u32 {
-        self.catalogue
-    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,8 +41,8 @@ enum Step {
     Menu,
     /// The next drive.
     Try,
-    /// El Torito: its catalogue is asked for.
-    Catalogue(u32),
+    /// El Torito: the catalogue of a drive's disc is asked for.
+    Catalogue(usize, u32),
     /// The image is asked for.
     Image(Emulation),
     /// Nothing left.
@@ -87,7 +75,7 @@ pub(super) fn service(c: &mut Call, gave_up: bool) -> Flow {
                 let list = candidates(c);
                 let ms = c.config.options.menu_ms;
                 let until = c.host.now() + u64::from(ms) * MS;
-                c.state.drives.cd = None;
+                eltorito::stop(c);
                 let p = &mut c.state.boot;
                 (p.list, p.next, p.step) = (list, 0, Step::Try);
                 p.failed.clear();
@@ -129,7 +117,7 @@ pub(super) fn service(c: &mut Call, gave_up: bool) -> Flow {
                 };
                 let tried = match candidate {
                     None => Some(Err("this version has no network boot".to_owned())),
-                    Some(drive) if c.config.drives[drive].kind == DriveKind::Cd => descriptor(c, drive),
+                    Some(drive) if c.config.drives[drive].kind == DriveKind::Cd => disc(c, drive),
                     Some(drive) => boot_sector(c, drive),
                 };
                 match tried {
@@ -139,14 +127,21 @@ pub(super) fn service(c: &mut Call, gave_up: bool) -> Flow {
                     Some(Err(why)) => next(c, &why),
                 }
             }
-            Step::Catalogue(lba) => match catalogue(c, lba) {
+            Step::Catalogue(drive, lba) => match eltorito::image_of(c, drive, lba) {
                 None => return Flow::Wait,
-                Some(Ok(e)) => c.state.boot.step = Step::Image(e),
+                Some(Ok(image)) => {
+                    c.state.drives.disc = Some((drive, lba));
+                    c.state.boot.step = Step::Image(image);
+                }
                 Some(Err(why)) => next(c, &why),
             },
-            Step::Image(e) => match image(c, &e) {
+            Step::Image(image) => match eltorito::start(c, &image) {
                 None => return Flow::Wait,
-                Some(Ok(())) => return Flow::Done,
+                Some(Ok(bytes)) => {
+                    booting(c);
+                    eltorito::load(c, &bytes);
+                    return Flow::Done;
+                }
                 Some(Err(why)) => next(c, &why),
             },
             Step::Failed => {
@@ -191,7 +186,7 @@ fn say(c: &mut Call, index: usize, why: &str) {
 fn next(c: &mut Call, why: &str) {
     let index = c.state.boot.next;
     say(c, index, why);
-    c.state.drives.cd = None;
+    c.state.drives.disc = None;
     c.state.boot.next += 1;
     c.state.boot.step = Step::Try;
 }
@@ -219,11 +214,15 @@ fn failed(c: &mut Call) {
     c.state.boot.step = Step::Failed;
 }
 
-/// Enters what was loaded, as drive `number`.
-fn enter(c: &mut Call, number: u8, segment: u16, offset: u16) {
+/// The present one is what is booted.
+fn booting(c: &mut Call) {
     let line = format!("booting {}", name(c, c.state.boot.list.get(c.state.boot.next).copied().flatten()));
     c.host.log(&line);
     c.state.boot.next += 1;
+}
+
+/// Enters what was loaded, as drive `number`.
+pub(super) fn enter(c: &mut Call, number: u8, segment: u16, offset: u16) {
     c.r = super::Regs {
         eax: 0xaa55,
         edx: number.into(),
@@ -254,135 +253,16 @@ fn boot_sector(c: &mut Call, drive: usize) -> Option<Result<bool, String>> {
     }
     c.host.write(linear(0, SECTOR_AT), &sector);
     let number = int13::number(c, drive);
+    booting(c);
     enter(c, number, 0, SECTOR_AT);
     Some(Ok(true))
 }
 
-/// El Torito: the boot record at sector 17 names the catalogue. `false`: go on with it.
-fn descriptor(c: &mut Call, drive: usize) -> Option<Result<bool, String>> {
-    let disk = c.config.drives[drive].disk;
-    let size = c.host.medium(disk).0;
-    if size == 0 {
-        return Some(Err("no medium".to_owned()));
-    }
-    if size < 18 * CD_SECTOR {
-        return Some(Err("too small for a file system".to_owned()));
-    }
-    let sector = match c.read_disk(disk, 17 * CD_SECTOR, CD_SECTOR)? {
-        Ok(sector) => sector,
-        Err(()) => return Some(Err("the boot record cannot be read".to_owned())),
-    };
-    if &sector[..6] != b"\0CD001" || !sector[7..].starts_with(b"EL TORITO SPECIFICATION") {
-        return Some(Err("no El Torito boot record".to_owned()));
-    }
-    let lba = u32::from_le_bytes([sector[0x47], sector[0x48], sector[0x49], sector[0x4a]]);
-    if (u64::from(lba) + 1) * CD_SECTOR > size {
-        return Some(Err("the boot catalogue lies behind the end of the disc".to_owned()));
-    }
-    c.state.boot.step = Step::Catalogue(lba);
-    Some(Ok(false))
-}
-
-/// The default entry of the catalogue.
-fn catalogue(c: &mut Call, lba: u32) -> Option<Result<Emulation, String>> {
-    let drive = c.state.boot.list[c.state.boot.next].unwrap_or_default();
-    let disk = c.config.drives[drive].disk;
-    let sector = match c.read_disk(disk, u64::from(lba) * CD_SECTOR, CD_SECTOR)? {
-        Ok(sector) => sector,
-        Err(()) => return Some(Err("the boot catalogue cannot be read".to_owned())),
-    };
-    let sum = sector[..32].chunks(2).fold(0u16, |s, w| s.wrapping_add(u16::from_le_bytes([w[0], w[1]])));
-    if sector[0] != 1 || sector[30..32] != [0x55, 0xaa] || sum != 0 {
-        return Some(Err("the boot catalogue is damaged".to_owned()));
-    }
-    let entry = &sector[32..64];
-    if entry[0] != 0x88 {
-        return Some(Err("its boot catalogue has nothing to boot".to_owned()));
-    }
-    if sector[1] != 0 {
-        return Some(Err("its boot catalogue is for another kind of machine".to_owned()));
-    }
-    let word = |n: usize| u16::from_le_bytes([entry[n], entry[n + 1]]);
-    let start = u32::from(word(8)) | u32::from(word(10)) << 16;
-    let media = entry[1] & 0x0f;
-    if media > 4 {
-        return Some(Err(format!("emulation of kind {media} is unknown")));
-    }
-    let size = c.host.medium(disk).0;
-    let left = size.saturating_sub(u64::from(start) * CD_SECTOR);
-    if left == 0 {
-        return Some(Err("its boot image lies behind the end of the disc".to_owned()));
-    }
-    let geometry = match media {
-        1 => (80, 2, 15),
-        2 => (80, 2, 18),
-        3 => (80, 2, 36),
-        // A disk's follows from its partition table.
-        _ => (0, 0, 0),
-    };
-    let bytes = match media {
-        0 | 4 => left,
-        _ => left.min(u64::from(geometry.0 * geometry.1 * geometry.2) * 512),
-    };
-    c.state.boot.catalogue = lba;
-    Some(Ok(Emulation {
-        number: match media {
-            0 => int13::CD,
-            4 => 0x80,
-            _ => 0,
-        },
-        media,
-        drive,
-        start,
-        segment: if word(2) == 0 { SECTOR_AT >> 4 } else { word(2) },
-        count: word(6).clamp(1, MOST),
-        geometry,
-        bytes,
-        off: false,
+/// A disc's boot record: `false`, go on with the catalogue that it names.
+fn disc(c: &mut Call, drive: usize) -> Option<Result<bool, String>> {
+    let lba = eltorito::catalogue_of(c, drive)?;
+    Some(lba.map(|lba| {
+        c.state.boot.step = Step::Catalogue(drive, lba);
+        false
     }))
-}
-
-/// Loads the image, or of an emulated medium the first sectors.
-fn image(c: &mut Call, e: &Emulation) -> Option<Result<(), String>> {
-    let disk = c.config.drives[e.drive].disk;
-    // A diskette or disk has one boot sector, whatever the catalogue says.
-    let sectors = if e.media == 0 { e.count } else { 1 };
-    let len = (u64::from(sectors) * 512).min(e.bytes);
-    let bytes = match c.read_disk(disk, u64::from(e.start) * CD_SECTOR, len)? {
-        Ok(bytes) => bytes,
-        Err(()) => return Some(Err("the boot image cannot be read".to_owned())),
-    };
-    let mut e = e.clone();
-    if e.media == 4 {
-        let Some((geometry, sectors)) = partition_geometry(&bytes) else {
-            return Some(Err("its image of a disk has no partition".to_owned()));
-        };
-        e.geometry = geometry;
-        e.bytes = e.bytes.min(sectors * 512);
-    }
-    c.host.write(linear(e.segment, 0), &bytes);
-    let (number, segment) = (e.number, e.segment);
-    c.state.drives.cd = Some(e);
-    int13::tables(c);
-    let floppies = int13::floppies(c).clamp(0, 4) as u16;
-    let equipment = c.word(data::EQUIPMENT) & !0xc1;
-    c.set_word(data::EQUIPMENT, equipment | if floppies == 0 { 0 } else { 1 | (floppies - 1) << 6 });
-    // Boot sectors expect to be at 0:7C00, not at 7C0:0.
-    let (segment, offset) = if segment == SECTOR_AT >> 4 { (0, SECTOR_AT) } else { (segment, 0) };
-    enter(c, number, segment, offset);
-    Some(Ok(()))
-}
-
-/// The geometry of a disk image by the end of its first partition, and its sectors.
-fn partition_geometry(sector: &[u8]) -> Option<((u32, u32, u32), u64)> {
-    let p = sector.get(446..462)?;
-    let (heads, sectors) = (u32::from(p[5]) + 1, u32::from(p[6] & 0x3f));
-    let dword = |n: usize| u32::from_le_bytes([p[n], p[n + 1], p[n + 2], p[n + 3]]);
-    let total = u64::from(dword(8)) + u64::from(dword(12));
-    if p[4] == 0 || sectors == 0 || total == 0 {
-        return None;
-    }
-    let cylinders = (total.div_ceil(u64::from(heads * sectors))).clamp(1, 1024) as u32;
-    let g = Geometry { cylinders, heads, sectors };
-    Some(((g.cylinders, g.heads, g.sectors), total))
 }

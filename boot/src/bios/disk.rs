@@ -41,12 +41,28 @@ pub struct Drive {
     pub name: String,
     /// Writes are refused.
     pub read_only: bool,
+    /// A diskette drive's type as CMOS and INT 13h/08h number it: 1 for 360 KB, 2 for 1.2 MB, 3 for 720 KB, 4 for
+    /// 1.44 MB, 5 for 2.88 MB.
+    pub floppy: u8,
     /// Where it is.
     pub place: Option<Place>,
 }
 
-/// Cylinders, heads, sectors of a track.
+/// What a diskette's image makes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Diskette {
+    /// Cylinders.
+    pub cylinders: u8,
+    /// Heads.
+    pub heads: u8,
+    /// Sectors of a track.
+    pub sectors: u8,
+    /// Bytes of a sector.
+    pub sector_bytes: u16,
+}
+
+/// Cylinders, heads, sectors of a track.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Geometry {
     pub cylinders: u32,
     pub heads: u32,
@@ -60,34 +76,38 @@ impl Geometry {
         Geometry { cylinders: (sectors / (63 * heads)).clamp(1, 1024) as u32, heads: heads as u32, sectors: 63 }
     }
 
-    /// Of a diskette by its size in bytes, with the type that INT 13h/08h gives the drive.
-    pub fn of_floppy(bytes: u64) -> Option<(Geometry, u8)> {
-        let of = |cylinders, heads, sectors| Geometry { cylinders, heads, sectors };
-        let known = [
-            (160, of(40, 1, 8), 1),
-            (180, of(40, 1, 9), 1),
-            (320, of(40, 2, 8), 1),
-            (360, of(40, 2, 9), 1),
-            (640, of(80, 2, 8), 3),
-            (720, of(80, 2, 9), 3),
-            (1200, of(80, 2, 15), 2),
-            (1440, of(80, 2, 18), 4),
-            (1600, of(80, 2, 20), 4),
-            (1680, of(80, 2, 21), 4),
-            (1722, of(82, 2, 21), 4),
-            (1743, of(83, 2, 21), 4),
-            (1760, of(80, 2, 22), 4),
-            (1840, of(80, 2, 23), 4),
-            (1920, of(80, 2, 24), 4),
-            (2880, of(80, 2, 36), 6),
-        ];
-        if bytes == 0 {
+    /// Of a disk that was made on another machine, as its partition table has it: loaders in boot sectors go by the
+    /// cylinders, heads and sectors that it states. Nothing, if no geometry agrees with all of them.
+    pub fn of_table(sector: &[u8], total: u64) -> Option<Geometry> {
+        if sector.get(510..512)? != [0x55, 0xaa] {
             return None;
         }
-        let exact = known.iter().find(|(kib, ..)| kib * 1024 == bytes);
-        // An odd size is a diskette of the next larger format that was not copied to its end.
-        let (_, geometry, kind) = exact.or_else(|| known.iter().find(|(kib, ..)| kib * 1024 >= bytes))?;
-        Some((*geometry, *kind))
+        let entries: Vec<Entry> = sector[446..510].chunks(16).filter_map(Entry::of).collect();
+        let usual = Geometry::of_disk(total);
+        let ends = entries.iter().map(|e| (u32::from(e.last.head) + 1, u32::from(e.last.sector)));
+        let known = [255, 240, 128, 64, 32, 16].into_iter().flat_map(|heads| [(heads, 63), (heads, 32)]);
+        let mut all = std::iter::once((usual.heads, usual.sectors)).chain(ends).chain(known);
+        let fits = |(heads, sectors): &(u32, u32)| {
+            (1..=255).contains(heads)
+                && (1..=63).contains(sectors)
+                && entries.iter().all(|e| e.agrees(*heads, *sectors))
+                && entries.iter().any(|e| e.tells(*heads, *sectors))
+        };
+        let (heads, sectors) = all.find(fits)?;
+        let cylinders = (total / u64::from(heads * sectors)).clamp(1, 1024) as u32;
+        Some(Geometry { cylinders, heads, sectors })
+    }
+
+    /// Of the image of a disk by the end of its first partition, and the sectors that it has.
+    pub fn of_first_partition(sector: &[u8]) -> Option<(Geometry, u64)> {
+        let first = Entry::of(sector.get(446..462)?)?;
+        let (heads, sectors) = (u32::from(first.last.head) + 1, u32::from(first.last.sector));
+        let total = first.last.lba + 1;
+        if sectors == 0 {
+            return None;
+        }
+        let cylinders = total.div_ceil(u64::from(heads * sectors)).clamp(1, 1024) as u32;
+        Some((Geometry { cylinders, heads, sectors }, total))
     }
 
     pub fn total(self) -> u64 {
@@ -99,6 +119,56 @@ impl Geometry {
         let on_disk = cylinder < self.cylinders && head < self.heads && (1..=self.sectors).contains(&sector);
         let track = u64::from(cylinder) * u64::from(self.heads) + u64::from(head);
         on_disk.then(|| track * u64::from(self.sectors) + u64::from(sector) - 1)
+    }
+}
+
+/// A sector that a partition table names twice: by its number and by cylinder, head and sector.
+struct Named {
+    cylinder: u32,
+    head: u8,
+    sector: u8,
+    lba: u64,
+}
+
+/// An entry of a partition table: the first and the last sector.
+struct Entry {
+    first: Named,
+    last: Named,
+}
+
+/// The last cylinder that a table can name, which stands for all behind it as well.
+const LAST_CYLINDER: u32 = 1023;
+
+impl Entry {
+    fn of(entry: &[u8]) -> Option<Entry> {
+        let dword = |n: usize| u64::from(u32::from_le_bytes([entry[n], entry[n + 1], entry[n + 2], entry[n + 3]]));
+        let (start, len) = (dword(8), dword(12));
+        let place = |n: usize, lba: u64| Named {
+            cylinder: u32::from(entry[n + 2]) | u32::from(entry[n + 1] & 0xc0) << 2,
+            head: entry[n],
+            sector: entry[n + 1] & 0x3f,
+            lba,
+        };
+        (entry[4] != 0 && len != 0).then(|| Entry { first: place(1, start), last: place(5, start + len - 1) })
+    }
+
+    /// With so many heads and sectors of a track both sectors are where it says, as far as it can say.
+    fn agrees(&self, heads: u32, sectors: u32) -> bool {
+        [&self.first, &self.last].into_iter().all(|p| {
+            let cylinder = p.lba / u64::from(heads * sectors);
+            if cylinder >= LAST_CYLINDER.into() && p.cylinder == LAST_CYLINDER {
+                return true;
+            }
+            let track = u64::from(p.cylinder) * u64::from(heads) + u64::from(p.head);
+            p.sector != 0 && u32::from(p.head) < heads && track * u64::from(sectors) + u64::from(p.sector) - 1 == p.lba
+        })
+    }
+
+    /// It would not, with others: a place beyond the first cylinder, or the very last of what can be named.
+    fn tells(&self, heads: u32, sectors: u32) -> bool {
+        let last = &self.last;
+        last.cylinder > 0
+            && (last.cylinder < LAST_CYLINDER || (u32::from(last.head) + 1, u32::from(last.sector)) == (heads, sectors))
     }
 }
 

@@ -1,9 +1,12 @@
 //! INT 13h: diskettes, disks and CD-ROMs.
 //!
 //! Disks are reached by cylinder, head and sector with a translated geometry, and by the Enhanced Disk Drive services
-//! (EDD 1.1 and 3.0) with 64-bit sector numbers. A CD-ROM that was booted from is drive E0 and the further ones E1 and
-//! on, with sectors of 2048 bytes; one that emulates a diskette or a disk (El Torito) takes number 00 or 80, and moves
-//! the others up.
+//! (EDD 1.1 and 3.0) with 64-bit sector numbers. CD-ROM drives are E0 and on, with sectors of 2048 bytes; a disc that
+//! emulates a diskette or a disk ([`eltorito`]) takes number 00 or 80, and moves the others up.
+//!
+//! The geometry of a disk is what its partition table was made with, since it may come from another machine, whose
+//! BIOS translated in another way; without a table that tells, it is LBA-assisted translation's. It is looked up at
+//! power-on, and stays: an installer writes its table by the geometry that it was told.
 //!
 //! An access is made by a handle of the BIOS's own to the image, which is served in order with those of the
 //! controllers.
@@ -11,16 +14,17 @@
 use serde::{Deserialize, Serialize};
 
 use super::disk::{DriveKind, Geometry};
+use super::eltorito::{self, Emulation};
 use super::{Access, Call, Flow, data, linear, rom};
 
 /// Codes in AH.
-const OK: u8 = 0x00;
-const BAD_COMMAND: u8 = 0x01;
+pub(super) const OK: u8 = 0x00;
+pub(super) const BAD_COMMAND: u8 = 0x01;
 const WRITE_PROTECTED: u8 = 0x03;
 const NOT_FOUND: u8 = 0x04;
 const CHANGED: u8 = 0x06;
 const UNKNOWN_MEDIUM: u8 = 0x0c;
-const DATA_ERROR: u8 = 0x10;
+pub(super) const DATA_ERROR: u8 = 0x10;
 const NO_MEDIUM: u8 = 0x31;
 const TIMEOUT: u8 = 0x80;
 const NOT_LOCKED: u8 = 0xb0;
@@ -28,38 +32,20 @@ const NOT_REMOVABLE: u8 = 0xb2;
 const LOCKED: u8 = 0xb1;
 const WRITE_FAULT: u8 = 0xcc;
 
-/// The number of the CD-ROM that was booted from.
+/// The number of the first CD-ROM drive.
 pub(super) const CD: u8 = 0xe0;
 /// Sectors of one transfer by packet.
 const MOST: u32 = 0x1000;
 
-/// A CD-ROM that stands for a diskette or a disk.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Emulation {
-    /// 00 or 80.
-    pub number: u8,
-    /// As in the boot catalogue: 1 to 3 diskettes, 4 a disk, 0 none.
-    pub media: u8,
-    /// Index of the drive.
-    pub drive: usize,
-    /// First sector of 2048 bytes of the image.
-    pub start: u32,
-    /// Where it was loaded, and how many sectors.
-    pub segment: u16,
-    pub count: u16,
-    /// Cylinders, heads, sectors.
-    pub geometry: (u32, u32, u32),
-    /// Bytes of the image.
-    pub bytes: u64,
-    /// It was ended by 4Bh.
-    pub off: bool,
-}
-
 /// What is known of drives beyond the data areas.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Drives {
-    /// The CD-ROM that was booted from.
-    pub cd: Option<Emulation>,
+    /// The CD-ROM drive that was booted from, and where the boot catalogue begins.
+    pub disc: Option<(usize, u32)>,
+    /// The image that was started there, until it is ended.
+    pub image: Option<Emulation>,
+    /// Disks' geometries as their partition tables have them.
+    tables: Vec<Option<Geometry>>,
     /// How often each drive's medium had been changed when it was last looked at.
     seen: Vec<u64>,
     /// Locks of removable media.
@@ -95,18 +81,18 @@ fn count(c: &Call, kind: DriveKind) -> usize {
     c.config.drives.iter().filter(|d| d.kind == kind).count()
 }
 
-/// The emulation that is on.
-fn emulation(c: &Call) -> Option<Emulation> {
-    c.state.drives.cd.clone().filter(|e| e.media != 0 && !e.off)
+/// The emulation that is on, of diskettes (0) or disks (80).
+fn emulation<'a>(c: &'a Call, class: u8) -> Option<&'a Emulation> {
+    c.state.drives.image.as_ref().filter(|e| e.is_emulated() && e.number & 0x80 == class)
 }
 
 /// Diskette drives, an emulated one included.
 pub(super) fn floppies(c: &Call) -> usize {
-    count(c, DriveKind::Floppy) + usize::from(emulation(c).is_some_and(|e| e.number == 0))
+    count(c, DriveKind::Floppy) + usize::from(emulation(c, 0).is_some())
 }
 
 fn disks(c: &Call) -> usize {
-    count(c, DriveKind::Disk) + usize::from(emulation(c).is_some_and(|e| e.number == 0x80))
+    count(c, DriveKind::Disk) + usize::from(emulation(c, 0x80).is_some())
 }
 
 /// The number of drive `index` of the configuration.
@@ -120,12 +106,26 @@ pub(super) fn number(c: &Call, index: usize) -> u8 {
     }
 }
 
-/// Prepares what POST leaves of drives.
-pub(super) fn start(c: &mut Call) {
+/// Prepares what POST leaves of drives. Their partition tables are read one after the other.
+pub(super) fn start(c: &mut Call) -> Flow {
+    loop {
+        let n = c.state.drives.tables.len();
+        let Some(drive) = c.config.drives.get(n) else { break };
+        let disk = drive.disk;
+        let bytes = if drive.kind == DriveKind::Disk { c.host.medium(disk).0 } else { 0 };
+        let mut geometry = None;
+        if bytes >= 512 {
+            match c.read_disk(disk, 0, 512) {
+                None => return Flow::Wait,
+                Some(first) => geometry = first.ok().and_then(|s| Geometry::of_table(&s, bytes / 512)),
+            }
+        }
+        c.state.drives.tables.push(geometry);
+    }
     let disks: Vec<usize> = c.config.drives.iter().map(|d| d.disk).collect();
     c.state.drives.seen = disks.iter().map(|d| c.host.medium(*d).1).collect();
     c.state.drives.locks = vec![0; disks.len()];
-    tables(c);
+    announce(c);
     let floppies = count(c, DriveKind::Floppy);
     for n in 0..floppies.min(2) {
         // Bits of the drive: 80 tracks, several rates, determined.
@@ -133,11 +133,14 @@ pub(super) fn start(c: &mut Call) {
         c.set_byte(data::FLOPPY_HISTORY, history | 0x07 << (4 * n));
         c.set_byte(data::FLOPPY_MEDIA + n as u64, 0x17);
     }
+    Flow::Done
 }
 
-/// Disk count, parameter tables and their vectors.
-pub(super) fn tables(c: &mut Call) {
-    let disks = disks(c);
+/// Tells the data areas of the drives that there are: numbers, parameter tables and their vectors.
+pub(super) fn announce(c: &mut Call) {
+    let (floppies, disks) = (floppies(c).min(4) as u16, disks(c));
+    let equipment = c.word(data::EQUIPMENT) & !0xc1;
+    c.set_word(data::EQUIPMENT, equipment | if floppies == 0 { 0 } else { 1 | (floppies - 1) << 6 });
     c.set_byte(data::DISK_COUNT, disks as u8);
     for n in 0..disks.min(2) {
         let Ok(Target { geometry: Some(g), .. }) = target(c, 0x80 + n as u8) else { continue };
@@ -157,41 +160,41 @@ pub(super) fn tables(c: &mut Call) {
 
 /// What a number names, or why nothing.
 fn target(c: &mut Call, number: u8) -> Result<Target, u8> {
-    let mut n = usize::from(number & 0x7f);
-    let mut kind = if number < 0x80 { DriveKind::Floppy } else { DriveKind::Disk };
-    if let Some(e) = c.state.drives.cd.clone() {
-        if e.media != 0 && !e.off && (e.number ^ number) & 0x80 == 0 && number < CD {
-            if n == 0 {
-                let (cylinders, heads, sectors) = e.geometry;
-                let floppy = if e.media < 4 { [0, 2, 4, 6][usize::from(e.media)] } else { 0 };
-                return Ok(Target {
-                    drive: e.drive,
-                    kind,
-                    disk: c.config.drives[e.drive].disk,
-                    base: u64::from(e.start) * 2048,
-                    bytes: e.bytes,
-                    sector: 512,
-                    geometry: Some(Geometry { cylinders, heads, sectors }),
-                    floppy,
-                    read_only: true,
-                });
-            }
-            n -= 1;
+    let (kind, first) = match number {
+        ..0x80 => (DriveKind::Floppy, 0),
+        0x80..CD => (DriveKind::Disk, 0x80),
+        CD.. => (DriveKind::Cd, CD),
+    };
+    let mut n = usize::from(number - first);
+    if let Some(e) = emulation(c, first) {
+        if number == e.number {
+            return Ok(Target {
+                drive: e.drive,
+                kind,
+                disk: c.config.drives[e.drive].disk,
+                base: e.base(),
+                bytes: e.bytes,
+                sector: 512,
+                geometry: e.geometry,
+                floppy: e.floppy(),
+                read_only: true,
+            });
         }
-        if number >= CD {
-            (n, kind) = (usize::from(number - CD), DriveKind::Cd);
-        }
-    } else if number >= CD {
-        (n, kind) = (usize::from(number - CD), DriveKind::Cd);
+        n -= usize::from(number > e.number);
     }
     let (drive, d) = c.config.drives.iter().enumerate().filter(|(_, d)| d.kind == kind).nth(n).ok_or(BAD_COMMAND)?;
-    let (disk, read_only) = (d.disk, d.read_only);
+    let (disk, read_only, floppy) = (d.disk, d.read_only, d.floppy);
     let bytes = c.host.medium(disk).0;
-    let sector = if kind == DriveKind::Cd { 2048 } else { 512 };
-    let (geometry, floppy) = match kind {
-        DriveKind::Floppy => Geometry::of_floppy(bytes).map_or((None, 4), |(g, f)| (Some(g), f)),
-        DriveKind::Disk => (Some(Geometry::of_disk(bytes / 512)), 0),
-        _ => (None, 0),
+    let (sector, geometry) = match kind {
+        DriveKind::Floppy => c.host.diskette(disk).map_or((512, None), |d| {
+            let g = Geometry { cylinders: d.cylinders.into(), heads: d.heads.into(), sectors: d.sectors.into() };
+            (u64::from(d.sector_bytes), Some(g))
+        }),
+        DriveKind::Disk => {
+            let table = c.state.drives.tables.get(drive).copied().flatten();
+            (512, Some(table.unwrap_or_else(|| Geometry::of_disk(bytes / 512))))
+        }
+        _ => (2048, None),
     };
     Ok(Target { drive, kind, disk, base: 0, bytes, sector, geometry, floppy, read_only })
 }
@@ -204,7 +207,7 @@ pub(super) fn service(c: &mut Call, floppies_only: bool) -> Flow {
         return finish(c, number, BAD_COMMAND);
     }
     match function {
-        0x4a..=0x4d => return el_torito(c),
+        0x4a..=0x4d => return eltorito::service(c),
         0x01 => {
             let status = c.byte(status_at(number));
             c.r.set_ah(status);
@@ -269,7 +272,7 @@ fn status_at(number: u8) -> u64 {
     if number < 0x80 { data::FLOPPY_STATUS } else { data::DISK_STATUS }
 }
 
-fn finish(c: &mut Call, number: u8, status: u8) -> Flow {
+pub(super) fn finish(c: &mut Call, number: u8, status: u8) -> Flow {
     c.set_byte(status_at(number), status);
     c.r.set_ah(status);
     c.r.set_carry(status != OK);
@@ -373,8 +376,9 @@ fn transfer(c: &mut Call, t: &Target, lba: u64, count: u32, buffer: u64, functio
 /// 08h.
 fn parameters(c: &mut Call, t: &Target, number: u8) -> Flow {
     let drives = if number < 0x80 { floppies(c) } else { disks(c) };
-    // A drive without a diskette is what a 1.44 MB drive is.
-    let default = Geometry { cylinders: 80, heads: 2, sectors: 18 };
+    // A drive without a diskette has the one that it is made for.
+    let (cylinders, sectors) = [(40, 9), (80, 15), (80, 9), (80, 18), (80, 36)][usize::from(t.floppy.clamp(1, 5)) - 1];
+    let default = Geometry { cylinders, heads: 2, sectors };
     let g = match (t.geometry, t.kind) {
         (Some(g), _) => g,
         (None, DriveKind::Floppy) => default,
@@ -409,16 +413,10 @@ fn no_floppy(c: &mut Call) -> Flow {
 /// 15h: what kind of drive.
 fn drive_type(c: &mut Call, t: &Target) -> Flow {
     match t.kind {
-        // With a change line.
-        DriveKind::Floppy => c.r.set_ah(2),
-        DriveKind::Disk if t.base == 0 => {
-            let sectors = t.total().min(u64::from(u32::MAX)) as u32;
-            c.r.set_ah(3);
-            c.r.set_cx((sectors >> 16) as u16);
-            c.r.set_dx(sectors as u16);
-        }
+        // With a change line, which drives of 360 KB are without.
+        DriveKind::Floppy => c.r.set_ah(if t.floppy == 1 { 1 } else { 2 }),
         DriveKind::Disk => {
-            let sectors = t.total() as u32;
+            let sectors = t.total().min(u64::from(u32::MAX)) as u32;
             c.r.set_ah(3);
             c.r.set_cx((sectors >> 16) as u16);
             c.r.set_dx(sectors as u16);
@@ -600,67 +598,4 @@ fn parameter_extension(c: &mut Call, t: &Target, number: u8) -> Option<u32> {
     let at = data::DPTE + 16 * n as u64;
     c.host.write(at, &table);
     Some(u32::from(data::EBDA_BASE) << 16 | (at - super::EBDA) as u32)
-}
-
-/// 4Ah to 4Dh: El Torito.
-fn el_torito(c: &mut Call) -> Flow {
-    let (function, sub, number) = (c.r.ah(), c.r.al(), c.r.dl());
-    let Some(e) = c.state.drives.cd.clone() else { return finish(c, number, BAD_COMMAND) };
-    match (function, sub) {
-        (0x4b, 0 | 1) => {
-            let ours = number == 0x7f || number == e.number || number == CD;
-            if !ours {
-                return finish(c, number, BAD_COMMAND);
-            }
-            let (cylinders, heads, sectors) = e.geometry;
-            let mut packet = [0; 0x13];
-            packet[0] = 0x13;
-            packet[1] = e.media;
-            packet[2] = if e.media == 0 { CD } else { e.number };
-            packet[4..8].copy_from_slice(&e.start.to_le_bytes());
-            packet[12..14].copy_from_slice(&e.segment.to_le_bytes());
-            packet[14..16].copy_from_slice(&e.count.to_le_bytes());
-            if e.media != 0 {
-                let last = cylinders - 1;
-                packet[16] = last as u8;
-                packet[17] = (last >> 2) as u8 & 0xc0 | sectors as u8;
-                packet[18] = (heads - 1) as u8;
-            }
-            let at = linear(c.r.ds, c.r.si());
-            c.host.write(at, &packet);
-            if sub == 0 {
-                if let Some(e) = &mut c.state.drives.cd {
-                    e.off = true;
-                }
-                tables(c);
-            }
-            finish(c, number, OK)
-        }
-        // The boot catalogue: sectors of it to a buffer.
-        (0x4d, 0) => {
-            let at = linear(c.r.ds, c.r.si());
-            let mut packet = [0; 8];
-            c.host.read(at, &mut packet);
-            let (count, first) = (packet[1], packet[6]);
-            let buffer = u64::from(u32::from_le_bytes([packet[2], packet[3], packet[4], packet[5]]));
-            let disk = c.config.drives[e.drive].disk;
-            let catalogue = u64::from(c.state.boot.catalogue());
-            if count == 0 || catalogue == 0 {
-                return finish(c, number, BAD_COMMAND);
-            }
-            let offset = (catalogue + u64::from(first)) * 2048;
-            match c.read_disk(disk, offset, u64::from(count) * 2048) {
-                None => Flow::Wait,
-                Some(Ok(bytes)) => {
-                    let buffer = linear((buffer >> 16) as u16, buffer as u16);
-                    c.host.write(buffer, &bytes);
-                    finish(c, number, OK)
-                }
-                Some(Err(())) => finish(c, number, DATA_ERROR),
-            }
-        }
-        // Starting an emulation anew: only the one that was booted from is known.
-        (0x4a | 0x4c, 0) => finish(c, number, BAD_COMMAND),
-        _ => finish(c, number, BAD_COMMAND),
-    }
 }

@@ -21,6 +21,7 @@ mod apm;
 mod boot;
 mod data;
 mod disk;
+mod eltorito;
 mod int10;
 mod int13;
 mod int15;
@@ -37,7 +38,7 @@ use serde::{Deserialize, Serialize};
 use crate::memory::Region;
 use crate::platform::Platform;
 
-pub use disk::{Drive, DriveKind, Place};
+pub use disk::{Diskette, Drive, DriveKind, Place};
 pub use rom::Rom;
 
 /// Physical address of the extended BIOS data area; see [`data`].
@@ -70,6 +71,8 @@ pub trait Host {
     fn answer(&mut self, ticket: Ticket) -> Option<Result<Vec<u8>, ()>>;
     /// Bytes of what is in the drive now, 0 for nothing, and how often it was changed since power-on.
     fn medium(&mut self, disk: usize) -> (u64, u64);
+    /// What the diskette in the drive of this disk is by its size, if it can be one.
+    fn diskette(&mut self, disk: usize) -> Option<Diskette>;
     /// A line for the log.
     fn log(&mut self, line: &str);
 }

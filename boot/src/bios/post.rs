@@ -14,6 +14,21 @@ const SERIAL_TIMEOUT: u8 = 0x01;
 
 /// Service [`super::service::POST`].
 pub(super) fn run(c: &mut Call) -> Flow {
+    if !c.again && !begin(c) {
+        return Flow::Done;
+    }
+    if int13::start(c) == Flow::Wait {
+        return Flow::Wait;
+    }
+    let equipment = c.byte(data::EQUIPMENT);
+    c.set_cmos(0x14, equipment);
+    // INT 19h by its known address: nothing can have hooked it yet.
+    (c.r.ip, c.r.cs, c.r.flags) = (0xe6f2, data::ROM_SEGMENT, 2);
+    Flow::Done
+}
+
+/// Sets up everything but the disks, unless the reset was a way back from protected mode: then the program goes on.
+fn begin(c: &mut Call) -> bool {
     let code = c.cmos(SHUTDOWN);
     if c.state.started && matches!(code, 0x05 | 0x0a) {
         c.set_cmos(SHUTDOWN, 0);
@@ -23,7 +38,7 @@ pub(super) fn run(c: &mut Call) -> Flow {
         }
         let to = c.dword(data::RESTART);
         (c.r.ip, c.r.cs, c.r.flags) = (to as u16, (to >> 16) as u16, 2);
-        return Flow::Done;
+        return false;
     }
     c.set_cmos(SHUTDOWN, 0);
     let first = !std::mem::take(&mut *c.state).started;
@@ -33,11 +48,8 @@ pub(super) fn run(c: &mut Call) -> Flow {
     areas(c);
     time::start(c);
     int10::start(c);
-    int13::start(c);
     boot::start(c, first);
-    // INT 19h by its known address: nothing can have hooked it yet.
-    (c.r.ip, c.r.cs, c.r.flags) = (0xe6f2, data::ROM_SEGMENT, 2);
-    Flow::Done
+    true
 }
 
 fn chips(c: &mut Call) {
@@ -102,7 +114,6 @@ fn areas(c: &mut Call) {
     let serial: Vec<u16> = p.serial.iter().take(4).map(|s| s.port).collect();
     let parallel: Vec<u16> = p.parallel.iter().take(3).map(|s| s.port).collect();
     let mouse = u16::from(p.mouse);
-    let floppies = int13::floppies(c).min(4) as u16;
     for (n, port) in (0..).zip(&serial) {
         c.set_word(data::SERIAL_PORTS + 2 * n, *port);
         c.set_byte(data::SERIAL_TIMEOUT + n, SERIAL_TIMEOUT);
@@ -113,11 +124,9 @@ fn areas(c: &mut Call) {
     }
     c.set_word(data::EBDA_SEGMENT, data::EBDA_BASE);
     c.set_word(data::BASE_MEMORY, (EBDA >> 10) as u16);
-    // Coprocessor, mouse, 80 columns of colour, drives and ports.
-    let drives = if floppies == 0 { 0 } else { 1 | (floppies - 1) << 6 };
-    let equipment = drives | 0x22 | mouse << 2 | (serial.len() as u16) << 9 | (parallel.len() as u16) << 14;
+    // Coprocessor, mouse, 80 columns of colour, ports. Diskette drives come later.
+    let equipment = 0x22 | mouse << 2 | (serial.len() as u16) << 9 | (parallel.len() as u16) << 14;
     c.set_word(data::EQUIPMENT, equipment);
-    c.set_cmos(0x14, equipment as u8);
     let (start, end) = (data::KEY_BUFFER, data::KEY_BUFFER_END);
     c.set_word(data::KEY_HEAD, start);
     c.set_word(data::KEY_TAIL, start);

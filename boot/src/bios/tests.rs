@@ -140,6 +140,19 @@ impl Host for Fake {
         (self.disks[disk].len() as u64, self.changes[disk])
     }
 
+    fn diskette(&mut self, disk: usize) -> Option<Diskette> {
+        let of = |cylinders, sectors, sector_bytes| Diskette { cylinders, heads: 2, sectors, sector_bytes };
+        Some(match self.disks[disk].len() >> 10 {
+            360 => of(40, 9, 512),
+            720 => of(80, 9, 512),
+            1200 => of(80, 15, 512),
+            1232 => of(77, 8, 1024),
+            1440 => of(80, 18, 512),
+            2880 => of(80, 36, 512),
+            _ => return None,
+        })
+    }
+
     fn log(&mut self, _line: &str) {}
 }
 
@@ -164,6 +177,7 @@ fn rig(drives: Vec<(DriveKind, Vec<u8>)>, change: impl FnOnce(&mut Options)) -> 
         disk,
         name: format!("{kind:?} {disk}"),
         read_only: *kind == DriveKind::Cd,
+        floppy: if *kind == DriveKind::Floppy { 4 } else { 0 },
         place: None,
     };
     let config = Config { platform: pc(), memory, drives: drives.iter().enumerate().map(named).collect(), options };
@@ -238,7 +252,7 @@ fn the_rom_has_what_programs_look_for_and_vectors_lead_to_code() {
 #[test]
 fn post_leaves_vectors_data_areas_and_a_jump_to_int_19h() {
     let mut rig = rig(vec![(DriveKind::Disk, vec![0; 1 << 20])], |_| {});
-    let (r, _) = rig.ask(service::POST, Regs::default(), 0);
+    let r = rig.call(service::POST, Regs::default());
     assert_eq!((r.cs, r.ip, r.flags), (0xf000, 0xe6f2, 2));
     assert_eq!((rig.word(0x40e), rig.word(0x413), rig.word(0x475) as u8), (0x9fc0, 639, 1));
     assert_eq!((rig.word(0x4c), rig.word(0x4e)), (0xe3fe, 0xf000), "INT 13h");

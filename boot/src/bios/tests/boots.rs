@@ -162,4 +162,116 @@ fn damaged_discs_are_told_apart() {
     assert!(why(&|i| i[19 * 2048 + 33] = 9).contains("emulation of kind 9"));
     assert!(why(&|i| i[19 * 2048 + 43] = 9).contains("boot image lies behind"));
     assert!(why(&|i| i[19 * 2048 + 33] = 4).contains("no partition"));
+    assert!(why(&|i| platform(i, 0xef)).contains("for another kind of machine: UEFI"));
+}
+
+/// Makes the catalogue one for another kind of machine.
+fn platform(image: &mut [u8], platform: u8) {
+    let catalogue = &mut image[19 * 2048..];
+    (catalogue[1], catalogue[0x1d]) = (platform, 0x55u8.wrapping_sub(platform));
+    // The sum's low byte stays, the high one takes the difference.
+    assert_eq!(catalogue[..32].iter().step_by(2).fold(0u8, |s, b| s.wrapping_add(*b)), 0x00);
+}
+
+/// A section of the catalogue for a kind of machine, with so many entries.
+fn section(last: bool, platform: u8, entries: u8) -> [u8; 32] {
+    let mut header = [0; 32];
+    header[..3].copy_from_slice(&[if last { 0x91 } else { 0x90 }, platform, entries]);
+    header
+}
+
+fn entry(indicator: u8, media: u8, sectors: u8, start: u8) -> [u8; 32] {
+    let mut entry = [0; 32];
+    entry[..9].copy_from_slice(&[indicator, media, 0, 0, 0, 0, sectors, 0, start]);
+    entry
+}
+
+#[test]
+fn the_first_bootable_entry_for_this_kind_of_machine_is_booted() {
+    let booted = |records: &[[u8; 32]]| {
+        let mut image = disc(0, 4);
+        image[19 * 2048 + 32..][..32 * records.len()].copy_from_slice(records.as_flattened());
+        (0..10u8).for_each(|n| image[2048 * (30 + usize::from(n))] = n);
+        let mut rig = rig(vec![(DriveKind::Cd, image)], |_| {});
+        let r = boot(&mut rig);
+        (r.dl(), rig.host.memory[0x7c00])
+    };
+    let extension = |more| {
+        let mut e = [0; 32];
+        e[..2].copy_from_slice(&[0x44, more]);
+        e
+    };
+    let no = entry(0, 0, 4, 30);
+    assert_eq!(booted(&[entry(0x88, 0, 4, 31), section(true, 0, 1), entry(0x88, 0, 4, 32)]), (0xe0, 1));
+    assert_eq!(booted(&[no, section(true, 0, 1), entry(0x88, 0, 4, 32)]), (0xe0, 2));
+    let uefi = [no, section(false, 0xef, 1), entry(0x88, 0, 4, 33), section(true, 0, 2), no, entry(0x88, 2, 1, 34)];
+    assert_eq!(booted(&uefi), (0, 4), "behind one for UEFI, and a diskette");
+    let extended = [
+        no,
+        section(true, 0, 2),
+        entry(0, 0x20, 4, 30),
+        extension(0x20),
+        extension(0),
+        entry(0x88, 0x20, 4, 35),
+        extension(0),
+    ];
+    assert_eq!(booted(&extended), (0xe0, 5), "behind entries with selection criteria");
+}
+
+#[test]
+fn a_loader_with_a_menu_of_its_own_reads_the_catalogue_and_starts_other_images() {
+    let mut image = disc(0, 4);
+    image[19 * 2048 + 64..][..64].copy_from_slice([section(true, 0, 1), entry(0x88, 2, 1, 40)].as_flattened());
+    image[40 * 2048] = 0xd0;
+    // A disk of 2 cylinders, 16 heads, 32 sectors.
+    image[60 * 2048] = 0xd1;
+    image[60 * 2048 + 446..][..16].copy_from_slice(&[0x80, 1, 1, 0, 6, 15, 32, 1, 32, 0, 0, 0, 0xe0, 3, 0, 0]);
+    let drives = vec![(DriveKind::Floppy, bootable(7)), (DriveKind::Disk, bootable(8)), (DriveKind::Cd, image)];
+    let mut rig = rig(drives, |o| o.order = vec![DriveKind::Cd]);
+    assert_eq!(boot(&mut rig).dl(), 0xe0);
+    let packet = |rig: &mut Rig, eax: u32, drive: u32, packet: &[u8]| {
+        rig.host.write(0x5_0000, packet);
+        rig.call(0x13, Regs { eax, edx: drive, ds: 0x5000, ..Regs::default() })
+    };
+    let first = |rig: &mut Rig, drive: u32| {
+        let r = rig.call(0x13, Regs { eax: 0x0201, ecx: 1, edx: drive, es: 0x4000, ..Regs::default() });
+        (r.ah(), rig.host.memory[0x4_0000])
+    };
+    // The catalogue.
+    assert_eq!(packet(&mut rig, 0x4d00, 0xe0, &[8, 1, 0x10, 0, 0, 0x40, 0, 0]).ah(), 0);
+    assert_eq!((rig.host.memory[0x4_0010], rig.host.memory[0x4_0010 + 96]), (1, 0x88));
+    assert_eq!(packet(&mut rig, 0x4d00, 0xe0, &[8, 0, 0x10, 0, 0, 0x40, 0, 0]).ah(), 1);
+    // A diskette, emulated beside the real one.
+    let mut diskette = [0; 19];
+    (diskette[0], diskette[1], diskette[4], diskette[14]) = (0x13, 2, 40, 1);
+    assert_eq!(packet(&mut rig, 0x4a00, 0, &diskette).ah(), 0);
+    assert_eq!([first(&mut rig, 0), first(&mut rig, 1)], [(0, 0xd0), (0, 7)]);
+    assert_eq!(rig.word(0x410) & 0xc1, 0x41, "two diskette drives");
+    let r = packet(&mut rig, 0x4b01, 0x7f, &[0; 19]);
+    assert_eq!((carry(&r), rig.host.memory[0x5_0001], rig.host.memory[0x5_0004]), (false, 2, 40));
+    assert_eq!(rig.host.memory[0x5_0010..0x5_0013], [79, 18, 1]);
+    // A disk in its place, behind the real one.
+    let mut hard = [0; 19];
+    (hard[0], hard[1], hard[2], hard[4]) = (0x13, 4, 0x81, 60);
+    assert_eq!(packet(&mut rig, 0x4a00, 0, &hard).ah(), 0);
+    assert_eq!([first(&mut rig, 0), first(&mut rig, 0x80), first(&mut rig, 0x81)], [(0, 7), (0, 8), (0, 0xd1)]);
+    assert_eq!((rig.word(0x410) & 0xc1, rig.word(0x475) & 0xff), (1, 2));
+    // Ended, and nothing is left to end.
+    assert_eq!(packet(&mut rig, 0x4b00, 0x7f, &[0; 19]).ah(), 0);
+    assert_eq!((first(&mut rig, 0x81).0, packet(&mut rig, 0x4b01, 0x7f, &[0; 19]).ah()), (1, 1));
+    // Booted: what comes back is the image's entry.
+    let r = packet(&mut rig, 0x4c00, 0, &diskette);
+    assert_eq!((r.cs, r.ip, r.dl(), rig.host.memory[0x7c00]), (0, 0x7c00, 0, 0xd0));
+    for damage in [(0, 0x12), (1, 9), (2, 0x80), (3, 5), (7, 0xff)] {
+        let mut bad = diskette;
+        bad[damage.0] = damage.1;
+        assert_eq!(packet(&mut rig, 0x4a00, 0, &bad).ah(), 1, "{damage:x?}");
+    }
+}
+
+#[test]
+fn a_disc_in_the_second_drive_is_booted_from_there() {
+    let drives = vec![(DriveKind::Cd, Vec::new()), (DriveKind::Cd, disc(0, 4))];
+    let mut rig = rig(drives, |o| o.order = vec![DriveKind::Cd]);
+    assert_eq!(boot(&mut rig).dl(), 0xe1);
 }

@@ -109,12 +109,18 @@ fn extended_parameters_fill_what_there_is_room_for() {
 
 #[test]
 fn floppies_have_the_geometry_of_their_image_and_tell_of_a_change_once() {
-    for (kib, cylinders, heads, sectors, kind) in
-        [(360, 40, 2, 9, 1), (720, 80, 2, 9, 3), (1200, 80, 2, 15, 2), (1440, 80, 2, 18, 4), (2880, 80, 2, 36, 6)]
-    {
-        let mut rig = rig(vec![(DriveKind::Floppy, numbered(kib * 2, 512))], |_| {});
+    for (kib, cylinders, heads, sectors, bytes) in [
+        (360, 40, 2, 9, 512),
+        (720, 80, 2, 9, 512),
+        (1200, 80, 2, 15, 512),
+        (1232, 77, 2, 8, 1024),
+        (1440, 80, 2, 18, 512),
+        (2880, 80, 2, 36, 512),
+    ] {
+        let all = (kib << 10) / bytes;
+        let mut rig = rig(vec![(DriveKind::Floppy, numbered(all, bytes as usize))], |_| {});
         let r = rig.call(0x13, ax(0x0800));
-        assert_eq!((r.ch() + 1, r.dh() + 1, r.cl(), r.bl(), r.dl()), (cylinders, heads, sectors, kind, 1));
+        assert_eq!((r.ch() + 1, r.dh() + 1, r.cl(), r.bl(), r.dl()), (cylinders, heads, sectors, 4, 1));
         let last = Regs {
             eax: 0x0201,
             ecx: u32::from(cylinders - 1) << 8 | u32::from(sectors),
@@ -123,15 +129,15 @@ fn floppies_have_the_geometry_of_their_image_and_tell_of_a_change_once() {
             ..Regs::default()
         };
         assert_eq!(rig.call(0x13, last).ax(), 1);
-        assert_eq!(sector(&rig, 0x4_0000), kib * 2 - 1);
+        assert_eq!(sector(&rig, 0x4_0000), all - 1);
         rig.host.changes[0] += 1;
         let r = rig.call(0x13, last);
         assert_eq!((carry(&r), r.ah()), (true, 6));
         assert_eq!(rig.call(0x13, last).ah(), 0);
         assert_eq!(rig.call(0x13, ax(0x1500)).ah(), 2, "it has a change line");
     }
-    assert_eq!(Geometry::of_floppy(1_000_000).unwrap().0.sectors, 15, "an odd size");
-    assert!(Geometry::of_floppy(4 << 20).is_none());
+    let mut rig = rig(vec![(DriveKind::Floppy, vec![0; 4 << 20])], |_| {});
+    assert_eq!(rig.call(0x13, Regs { eax: 0x0201, ecx: 1, es: 0x4000, ..Regs::default() }).ah(), 0x0c, "too large");
 }
 
 #[test]
@@ -151,4 +157,61 @@ fn geometries_cover_the_disk_up_to_the_limit_of_chs() {
         assert_eq!(g.heads, heads, "{gib} GiB");
         assert!(g.cylinders <= 1024 && (g.cylinders == 1024 || sectors - g.total() < u64::from(g.heads * 63)));
     }
+}
+
+/// A first sector whose partitions have these first and last sectors, named by a geometry of so many heads and sectors.
+fn table(parts: &[(u64, u64)], heads: u64, sectors: u64) -> Vec<u8> {
+    let mut sector = vec![0; 512];
+    for (entry, (first, last)) in sector[446..510].chunks_mut(16).zip(parts) {
+        for (at, lba) in [(1, *first), (5, *last)] {
+            let (cylinder, track) = (lba / (heads * sectors), lba % (heads * sectors));
+            let place = if cylinder > 1023 {
+                (1023, heads - 1, sectors)
+            } else {
+                (cylinder, track / sectors, track % sectors + 1)
+            };
+            entry[at] = place.1 as u8;
+            entry[at + 1] = (place.2 | place.0 >> 2 & 0xc0) as u8;
+            entry[at + 2] = place.0 as u8;
+        }
+        entry[4] = 0xa5;
+        entry[8..12].copy_from_slice(&(*first as u32).to_le_bytes());
+        entry[12..16].copy_from_slice(&((last - first + 1) as u32).to_le_bytes());
+    }
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    sector
+}
+
+#[test]
+fn a_partition_table_tells_the_geometry_that_it_was_made_with() {
+    let of = |sector: &[u8], total| Geometry::of_table(sector, total).map(|g| (g.cylinders, g.heads, g.sectors));
+    // A disk of 1000 MiB: 32 heads would be usual.
+    let total = 2_048_000;
+    assert_eq!(of(&table(&[(63, 1_028_159)], 255, 63), total), Some((127, 255, 63)));
+    assert_eq!(of(&table(&[(32, 65_535), (65_536, 2_047_999)], 64, 32), total), Some((1000, 64, 32)));
+    assert_eq!(of(&table(&[(2048, 1_000_000)], 255, 63), total), Some((127, 255, 63)), "not at a cylinder's end");
+    assert_eq!(of(&table(&[(63, 2_047_999)], 16, 63), total), Some((1024, 16, 63)), "beyond what can be named");
+    assert_eq!(of(&table(&[(63, 1_028_159)], 32, 63), total), Some((1015, 32, 63)), "as usual");
+    // What does not tell: nothing, contradictions, FreeBSD's table of a disk without partitions, one cylinder only.
+    assert_eq!(of(&vec![0; 512], total), None);
+    assert_eq!(of(&table(&[], 255, 63), total), None);
+    let mut wrong = table(&[(63, 1_028_159)], 255, 63);
+    wrong[446 + 8] += 1;
+    assert_eq!(of(&wrong, total), None);
+    let mut dedicated = table(&[(0, 49_999)], 255, 63);
+    dedicated[446 + 5..446 + 8].copy_from_slice(&[0xff; 3]);
+    assert_eq!(of(&dedicated, total), None);
+    assert_eq!(of(&table(&[(1, 40)], 16, 63), total), None);
+}
+
+#[test]
+fn a_disk_from_another_machine_is_read_as_it_was_written() {
+    let mut image = numbered(200_000, 512);
+    image[..512].copy_from_slice(&table(&[(32, 199_679)], 64, 32));
+    let mut rig = rig(vec![(DriveKind::Disk, image)], |_| {});
+    let r = rig.call(0x13, Regs { eax: 0x0800, edx: 0x80, ..Regs::default() });
+    assert_eq!((r.dh(), r.cl() & 0x3f, r.ch()), (63, 32, 96));
+    let r = Regs { eax: 0x0201, ecx: 5 << 8 | 9, edx: 0x0380, es: 0x4000, ..Regs::default() };
+    assert_eq!(rig.call(0x13, r).ah(), 0);
+    assert_eq!(sector(&rig, 0x4_0000), (5 * 64 + 3) * 32 + 8);
 }
