@@ -1,4 +1,5 @@
-//! INT 15h: memory sizes and moves, waiting, A20, configuration, the mouse.
+//! INT 15h: memory sizes and moves, waiting, A20, configuration, the mouse. Function 89h, the switch to protected mode,
+//! is code of the ROM's ([`rom`]), and APM is in [`apm`].
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +11,11 @@ const MIB: u64 = 1 << 20;
 /// A period of the clock at 1024 Hz, as INT 70h counts it.
 const RTC_B: u8 = 0x0b;
 const PIE: u8 = 0x40;
+/// Of a descriptor's access rights: a segment of code or data that is in memory.
+const PRESENT: u8 = 0x90;
+/// It is of code; data may be written, and code read.
+const CODE: u8 = 8;
+const USABLE: u8 = 2;
 
 /// A wait of function 86h.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +54,12 @@ pub(super) fn service(c: &mut Call) -> Flow {
             c.r.set_ah(0);
         }
         0xc1 => c.r.es = c.word(data::EBDA_SEGMENT),
+        // The processor as EDX has it after a reset: family, then model and stepping.
+        0xc9 if c.r.al() == 0x10 => {
+            let signature = c.config.platform.processor.signature;
+            c.r.set_cx(signature as u16);
+            c.r.set_ah(0);
+        }
         0xc2 => return mouse(c),
         0xe8 => match ax {
             0xe801 | 0xe881 => {
@@ -178,24 +190,34 @@ fn wait(c: &mut Call) -> Flow {
     Flow::Done
 }
 
-/// 87h: moves CX words as the descriptors at ES:SI say.
+/// 87h: moves CX words as the descriptors at ES:SI say. What the processor would refuse is refused: segments that are
+/// too short, not there, or not for this use.
 fn block_move(c: &mut Call) -> Flow {
     let table = linear(c.r.es, c.r.si());
     let mut descriptors = [0; 0x20];
     c.host.read(table, &mut descriptors);
-    let base = |n: usize| {
-        let d = &descriptors[n..n + 8];
-        u64::from(u32::from_le_bytes([d[2], d[3], d[4], d[7]]))
+    let len = usize::from(c.r.cx()) * 2;
+    let segment = |n: usize, rights: fn(u8) -> bool| {
+        let [l0, l1, b0, b1, b2, access, l2, b3] = std::array::from_fn(|i| descriptors[n + i]);
+        let limit = u64::from(u32::from_le_bytes([l0, l1, l2 & 0x0f, 0]));
+        let limit = if l2 & 0x80 != 0 { limit << 12 | 0xfff } else { limit };
+        // Offsets have 16 bits.
+        let fits = len as u64 <= limit.min(0xffff) + 1 && access & PRESENT == PRESENT && rights(access);
+        (fits || len == 0).then(|| u64::from(u32::from_le_bytes([b0, b1, b2, b3])))
     };
-    let (from, to) = (base(0x10), base(0x18));
-    let words = c.r.cx().min(0x8000);
-    let mut bytes = vec![0; usize::from(words) * 2];
-    c.host.ignore_a20();
-    c.host.read(from, &mut bytes);
-    c.host.write(to, &bytes);
-    c.r.set_ah(0);
-    c.r.set_carry(false);
-    c.r.set_zero(true);
+    let from = segment(0x10, |access| access & CODE == 0 || access & USABLE != 0);
+    let to = segment(0x18, |access| access & CODE == 0 && access & USABLE != 0);
+    let moved = from.zip(to);
+    if let Some((from, to)) = moved {
+        let mut bytes = vec![0; len];
+        c.host.ignore_a20();
+        c.host.read(from, &mut bytes);
+        c.host.write(to, &bytes);
+    }
+    // 2: an exception.
+    c.r.set_ah(if moved.is_some() { 0 } else { 2 });
+    c.r.set_carry(moved.is_none());
+    c.r.set_zero(moved.is_some());
     Flow::Done
 }
 

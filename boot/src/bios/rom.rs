@@ -223,7 +223,7 @@ fn code(a: &mut CodeAssembler, entries: &mut Vec<(u16, CodeLabel)>) -> Result<()
     };
     for (n, at) in INTERRUPTS.into_iter().filter(|(n, _)| !matches!(n, 0x08 | 0x09 | 0x18 | 0x19)) {
         let label = stub(a, n.into())?;
-        entries.push((at, label));
+        entries.push((at, if n == 0x15 { system(a, label)? } else { label }));
     }
     let (key, mouse, post) = (stub(a, service::KEY)?, stub(a, service::MOUSE)?, stub(a, service::POST)?);
     // Booting starts with a stack of its own, below the boot sector.
@@ -301,6 +301,66 @@ fn latched(a: &mut CodeAssembler, service: u16) -> Result<(), IcedError> {
     a.popfd()?;
     a.stc()?;
     a.retf()
+}
+
+/// INT 15h: function 89h returns in protected mode, as the descriptors at ES:SI say; the others are services.
+fn system(a: &mut CodeAssembler, services: CodeLabel) -> Result<CodeLabel, IcedError> {
+    let (mut label, mut refuse, mut enter) = (a.create_label(), a.create_label(), a.create_label());
+    a.set_label(&mut label)?;
+    a.cmp(ah, 0x89u32)?;
+    a.jne(services)?;
+    // In virtual-8086 mode it would be the monitor's to do.
+    a.push(ax)?;
+    a.smsw(ax)?;
+    a.test(al, 1u32)?;
+    a.pop(ax)?;
+    a.jne(refuse)?;
+    a.cli()?;
+    a.in_(al, 0x92u32)?;
+    a.or(al, 2u32)?;
+    a.and(al, 0xfeu32)?;
+    a.out(0x92u32, al)?;
+    // BH and BL are where the interrupts go; all are masked.
+    for port in [0x20u32, 0xa0] {
+        a.mov(al, 0x11u32)?;
+        a.out(port, al)?;
+        a.mov(al, if port == 0x20 { bh } else { bl })?;
+        a.out(port + 1, al)?;
+        for value in [if port == 0x20 { 4u32 } else { 2 }, 1, 0xff] {
+            a.mov(al, value)?;
+            a.out(port + 1, al)?;
+        }
+    }
+    // The last descriptor is ours to fill in: this code.
+    for (at, value) in [(0x38, 0xffffu32), (0x3a, 0), (0x3c, 0x9b0f), (0x3e, 0)] {
+        a.mov(word_ptr(si + at).es(), value)?;
+    }
+    a.lgdt(fword_ptr(si + 8).es())?;
+    a.lidt(fword_ptr(si + 0x10).es())?;
+    a.pop(bp)?;
+    a.add(sp, 4u32)?;
+    a.smsw(ax)?;
+    a.or(al, 1u32)?;
+    a.lmsw(ax)?;
+    a.push(0x38u32)?;
+    a.call(enter)?;
+    for (register, selector) in [(ds, 0x18u32), (es, 0x20), (ss, 0x28)] {
+        a.mov(ax, selector)?;
+        a.mov(register, ax)?;
+    }
+    a.push(0x30u32)?;
+    a.push(bp)?;
+    a.xor(ax, ax)?;
+    a.set_label(&mut enter)?;
+    a.retf()?;
+    a.set_label(&mut refuse)?;
+    a.mov(ah, 0xffu32)?;
+    a.push(bp)?;
+    a.mov(bp, sp)?;
+    a.or(byte_ptr(bp + 6), 1u32)?;
+    a.pop(bp)?;
+    a.iret()?;
+    Ok(label)
 }
 
 /// Sets SS:SP and goes to `to` as INT would from here.

@@ -306,13 +306,34 @@ fn block_move_copies_words_between_descriptors() {
     let mut rig = rig(Vec::new(), |_| {});
     rig.host.write(0x1_0000, b"twelve bytes");
     let mut table = [0; 0x30];
-    table[0x12..0x15].copy_from_slice(&[0x00, 0x00, 0x01]);
-    table[0x1a..0x1d].copy_from_slice(&[0x00, 0x00, 0x11]);
-    rig.host.write(0x2_0000, &table);
+    table[0x10..0x16].copy_from_slice(&[0xff, 0xff, 0x00, 0x00, 0x01, 0x93]);
+    table[0x18..0x1e].copy_from_slice(&[11, 0, 0x00, 0x00, 0x11, 0x93]);
+    let ask = |rig: &mut Rig, table: &[u8]| {
+        rig.host.write(0x2_0000, table);
+        let r = rig.call(0x15, Regs { ecx: 6, es: 0x2000, ..ax(0x8700) });
+        (carry(&r), r.ah())
+    };
     rig.host.a20 = false;
-    let r = rig.call(0x15, Regs { ecx: 6, es: 0x2000, ..ax(0x8700) });
-    assert!(!carry(&r) && r.ah() == 0 && rig.host.a20);
+    for (at, wrong) in [(0x18, 10), (0x15, 0x13), (0x15, 0x99), (0x1d, 0x91), (0x1d, 0x9b)] {
+        let mut table = table;
+        table[at] = wrong;
+        assert_eq!(ask(&mut rig, &table), (true, 2), "{at:x} {wrong:x}");
+    }
+    assert_eq!(rig.host.memory[0x11_0000..0x11_000c], [0; 12]);
+    assert_eq!(ask(&mut rig, &table), (false, 0));
+    assert!(rig.host.a20);
     assert_eq!(&rig.host.memory[0x11_0000..0x11_000c], b"twelve bytes");
+}
+
+#[test]
+fn the_processor_is_told_as_a_reset_leaves_it() {
+    let mut rig = rig(Vec::new(), |_| {});
+    let r = rig.call(0x15, ax(0xc910));
+    assert_eq!((carry(&r), r.ah(), r.cx()), (false, 0, 0x06f2));
+    for function in [0xc300, 0xc400, 0xc500, 0xc600, 0xc700, 0xc800, 0xc900] {
+        let r = rig.call(0x15, ax(function));
+        assert_eq!((carry(&r), r.ah()), (true, 0x86), "{function:x}: a PS/2's");
+    }
 }
 
 #[test]
