@@ -253,6 +253,8 @@ fn info() -> Result<u8> {
     for (name, why) in [("kvm", "not in this version yet"), ("vmm", "not in this version yet")] {
         println!("{name:<6} no   {why}");
     }
+    // DOS extenders and loaders that test the gate by wrapped addresses need to know.
+    println!("A20 gate: masks address bit 20 on soft; on kvm and vmm it reads back as written, and nothing is masked");
     println!("auto takes soft: it is the only back end of this version");
     Ok(SUCCESS)
 }
