@@ -1,5 +1,5 @@
 //! What the built-in BIOS boots, and SeaBIOS, Bochs's BIOS and OVMF in its place: GRUB and isolinux, which start Linux,
-//! and OpenBSD's floppy, which then puts a file system on a disk.
+//! and OpenBSD's floppy, which then puts a file system on a disk, and is emulated by a CD-ROM as well.
 
 use std::path::Path;
 
@@ -215,4 +215,95 @@ fn openbsd_boots_from_its_floppy_and_makes_a_file_system() {
 #[ignore = "part of tests/matrix"]
 fn openbsd_boots_on_the_440bx_board() {
     openbsd("openbsd-440bx", &["acpi.enabled=false", "board=440bx"]);
+}
+
+/// A disc whose boot catalogue has this image of a 1.44 MB diskette.
+fn disc_of(floppy: &[u8]) -> Vec<u8> {
+    let mut disc = vec![0; 20 * 2048];
+    let mut put = |sector: usize, at: usize, bytes: &[u8]| {
+        let at = 2048 * sector + at;
+        disc[at..at + bytes.len()].copy_from_slice(bytes);
+    };
+    put(16, 0, b"\x01CD001\x01");
+    put(17, 0, b"\0CD001\x01EL TORITO SPECIFICATION");
+    put(17, 0x47, &[19]);
+    put(18, 0, b"\xffCD001\x01");
+    // The validation entry, whose words add up to nothing, and the default one.
+    put(19, 0, &[1]);
+    put(19, 28, &[0xaa, 0x55, 0x55, 0xaa]);
+    put(19, 32, &[0x88, 2, 0, 0, 0, 0, 1, 0, 20]);
+    disc.extend_from_slice(floppy);
+    disc.resize(disc.len().next_multiple_of(2048), 0);
+    disc
+}
+
+/// OpenBSD's floppy on a CD-ROM, with two floppy drives and two disks beside it, up to the shell; then these steps.
+/// Of its loader's list of drives the emulated one is the first, and the kernel finds the real ones where they are.
+fn openbsd_disc(name: &str, more: &[&str], loader: &[(&str, &str)], shell: &[(&str, &str)]) -> Option<Ended> {
+    let floppy = std::fs::read(openbsd_floppy()?).expect("the floppy");
+    let scratch = Scratch::new(name);
+    let path = |name: &str, bytes: &[u8]| {
+        let path = scratch.path(name);
+        std::fs::write(&path, bytes).expect("an image");
+        path
+    };
+    let drives = [
+        format!("cd.0.path={}", path("cd.iso", &disc_of(&floppy))),
+        format!("floppy.0.path={}", path("a.img", &vec![0; 1440 << 10])),
+        format!("floppy.1.path={}", path("b.img", &vec![0; 720 << 10])),
+        format!("disk.0.path={}", path("0.img", &vec![0; 8 << 20])),
+        format!("disk.1.path={}", path("1.img", &vec![0; 16 << 20])),
+    ];
+    let mut script = String::from("[[step]]\nshown = 'boot>'\nkeys = 'set tty com0<enter>'\n");
+    let first = [("boot>", "machine diskinfo\r")];
+    for (seen, send) in first.iter().chain(loader).chain(&[("(S)hell? ", "S\n")]).chain(shell) {
+        script += &format!("[[step]]\nseen = {seen:?}\nafter = 0.3\nsend = {send:?}\n");
+    }
+    let ended = scripted(&scratch, &drives, &[&["boot.order=cd", "memory=64M"], more].concat(), &script);
+    let listed: Vec<Vec<&str>> = ended.console.lines().map(|l| l.split_whitespace().collect()).collect();
+    for drive in [
+        ["fd0", "0x0", "label", "80", "2", "18", "0x2", "0x0"],
+        ["fd1", "0x1", "*none*", "80", "2", "18", "0x4", "0x0"],
+        ["fd2", "0x2", "*none*", "80", "2", "9", "0x4", "0x0"],
+        ["hd0", "0x80", "label", "16", "16", "63", "0x0", "0x0"],
+        ["hd1", "0x81", "label", "32", "16", "63", "0x0", "0x0"],
+    ] {
+        assert!(listed.contains(&drive.to_vec()), "{drive:?}: {}", ended.console);
+    }
+    for found in ["fd0 at fdc0 drive 0: 1.44MB", "fd1 at fdc0 drive 1: 720KB 80 cyl, 2 head, 9 sec"] {
+        assert!(ended.console.contains(found), "{found}: {}", ended.console);
+    }
+    Some(ended)
+}
+
+const BOOT: [(&str, &str); 1] = [("boot>", "boot\r")];
+
+#[test]
+fn openbsd_boots_from_a_disc_that_emulates_its_floppy() {
+    let shell = [("# ", "dd if=/dev/rcd0c of=/dev/null bs=2k count=20; halt -p\n")];
+    let more = ["board=440bx", "acpi.enabled=false"];
+    let Some(ended) = openbsd_disc("openbsd-cd", &more, &BOOT, &shell) else { return };
+    for found in ["wd0 at pciide0 channel 0 drive 0", "wd1 at pciide0 channel 0 drive 1", "20+0 records in"] {
+        assert!(ended.console.contains(found), "{found}: {}", ended.console);
+    }
+    assert_eq!(ended.status, 1, "it powers off through APM");
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn openbsd_reboots_from_the_disc_on_every_board() {
+    for more in [&["board=440fx"][..], &["board=440bx", "acpi.enabled=false"], &["profile=bhyve"]] {
+        let Some(ended) = openbsd_disc("openbsd-reboot", more, &BOOT, &[("# ", "reboot\n")]) else { return };
+        assert_eq!(ended.status, 0, "{}", ended.console);
+    }
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn openbsd_with_acpi_halts_and_a_key_reboots_it() {
+    // Its kernels for floppies drive ACPI, which keeps APM away, but are built without the part that switches off.
+    let shell = [("# ", "halt -p\n"), ("press any key to reboot", " ")];
+    let Some(ended) = openbsd_disc("openbsd-halt", &[], &BOOT, &shell) else { return };
+    assert!(ended.console.contains("acpi0 at bios0: rev 2"), "{}", ended.console);
+    assert_eq!(ended.status, 0, "{}", ended.console);
 }
