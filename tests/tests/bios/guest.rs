@@ -20,6 +20,8 @@ pub struct Call {
     pub edi: u32,
     pub es: u16,
     pub ds: u16,
+    /// Left out in real mode, where it would not come back.
+    pub not_real: bool,
 }
 
 /// Segments of the buffer that is summed and of the data that calls point to; both move in virtual-8086 mode, as the
@@ -37,6 +39,8 @@ const MONITOR: u32 = 0xa000;
 const DIRECTORY: u32 = 0xb000;
 const PAGES: u32 = 0xc000;
 const GDT: u32 = 0xd000;
+/// The table that INT 15h/89h takes.
+const SWITCH: u32 = 0xd080;
 const IDT: u32 = 0xd100;
 const TSS: u32 = 0xe000;
 const END: u32 = 0x1_0000;
@@ -47,6 +51,7 @@ const MODE: u32 = 0x9c08;
 const RESULT: u32 = 0x9c10;
 const TRAPPED: u32 = 0x9c40;
 const POINTER: u32 = 0x9c44;
+const MASKS: u32 = 0x9c4c;
 const STACK0: u32 = 0x9ff0;
 
 const CODE32: u32 = 0x08;
@@ -71,7 +76,7 @@ fn build(calls: &[Call], data: &[u8], len: usize) -> Result<Vec<u8>, IcedError> 
     put(LOADED, &real_mode()?);
     put(MONITOR, &monitor()?);
     for (n, c) in (0..).zip(calls) {
-        let mut entry = vec![c.int, 0, 0, 0];
+        let mut entry = vec![c.int, c.not_real.into(), 0, 0];
         [c.eax, c.ebx, c.ecx, c.edx, c.esi, c.edi].iter().for_each(|v| entry.extend(v.to_le_bytes()));
         [c.es, c.ds].iter().for_each(|v| entry.extend(v.to_le_bytes()));
         put(LIST + 32 * n, &entry);
@@ -99,6 +104,18 @@ fn build(calls: &[Call], data: &[u8], len: usize) -> Result<Vec<u8>, IcedError> 
         descriptor(0, 0xffff, 0x9a, 0),
     ];
     gdt.iter().zip(0..).for_each(|(d, n)| put(GDT + 8 * n, &d.to_le_bytes()));
+    // What INT 15h/89h wants: itself, the interrupts, DS, ES, SS, CS, and room for the BIOS's own.
+    let switch = [
+        0,
+        descriptor(SWITCH, 0x3f, 0x92, 0),
+        descriptor(IDT, 0x3ff, 0x92, 0),
+        descriptor(0, 0xf_ffff, 0x92, 0xc),
+        descriptor(0, 0xf_ffff, 0x92, 0xc),
+        descriptor(0x2_0000, 0xffff, 0x92, 0),
+        descriptor(0, 0xf_ffff, 0x9a, 0xc),
+        0,
+    ];
+    switch.iter().zip(0..).for_each(|(d, n)| put(SWITCH + 8 * n, &d.to_le_bytes()));
     for vector in 0..0x80u32 {
         // Each vector has 16 bytes of code of its own.
         let handler = MONITOR + 0x800 + 16 * vector;
@@ -193,17 +210,21 @@ fn real_mode() -> Result<Vec<u8>, IcedError> {
     a.out(dx, al)?;
     a.push(cs)?;
     a.call(u64::from(LOOP))?;
-    a.cli()?;
-    a.mov(word_ptr(POINTER), 0x67u32)?;
-    a.mov(dword_ptr(POINTER + 2), GDT)?;
-    a.lgdt(fword_ptr(POINTER))?;
-    a.mov(eax, cr0)?;
-    a.or(eax, 1)?;
-    a.mov(cr0, eax)?;
-    let start = MONITOR + 0x400;
-    a.db(&[0x66, 0xea])?;
-    a.dd(&[start])?;
-    a.dw(&[CODE32 as u16])?;
+    // Into protected mode by the BIOS, which puts the interrupts where they were, and masks them.
+    for (port, at) in [(0x21u32, MASKS), (0xa1, MASKS + 1)] {
+        a.in_(al, port)?;
+        a.mov(byte_ptr(at), al)?;
+    }
+    a.xor(ax, ax)?;
+    a.mov(es, ax)?;
+    a.mov(si, SWITCH)?;
+    a.mov(bx, 0x0870u32)?;
+    a.mov(ax, 0x8900u32)?;
+    a.int(0x15u32)?;
+    // Code of 32 bits from here on: to the monitor's own segments.
+    a.db(&[0xea])?;
+    a.dd(&[MONITOR + 0x400])?;
+    a.dw(&[0x30])?;
     let mut code = a.assemble(LOADED.into())?;
     assert!(code.len() < 0x100);
     code.resize(0x100, 0x90);
@@ -211,7 +232,8 @@ fn real_mode() -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(16)?;
     let (mut next, mut done, mut sum, mut patch) =
         (a.create_label(), a.create_label(), a.create_label(), a.create_label());
-    let (mut hex, mut wait, mut put) = (a.create_label(), a.create_label(), a.create_label());
+    let (mut hex, mut wait, mut put, mut called) =
+        (a.create_label(), a.create_label(), a.create_label(), a.create_label());
     a.xor(ax, ax)?;
     a.mov(ds, ax)?;
     a.cld()?;
@@ -235,6 +257,13 @@ fn real_mode() -> Result<Vec<u8>, IcedError> {
     a.mov(cx, SUMMED as u32)?;
     a.rep().stosb()?;
     a.mov(al, byte_ptr(bx))?;
+    a.cmp(byte_ptr(bx + 1), 0)?;
+    a.je(called)?;
+    a.cmp(byte_ptr(MODE), u32::from(b'r'))?;
+    a.jne(called)?;
+    // INT 12h in its place.
+    a.mov(al, 0x12u32)?;
+    a.set_label(&mut called)?;
     // The number of the INT below, in the byte behind its opcode.
     a.mov(byte_ptr(LOOP + PATCH), al)?;
     a.mov(ecx, dword_ptr(bx + 12))?;
@@ -321,7 +350,7 @@ fn real_mode() -> Result<Vec<u8>, IcedError> {
 }
 
 /// Where the INT's number is, from [`LOOP`] on.
-const PATCH: u32 = 0x62;
+const PATCH: u32 = 0x71;
 
 /// The monitor: at its beginning the handler of all vectors, at 400 the start.
 fn monitor() -> Result<Vec<u8>, IcedError> {
@@ -525,6 +554,14 @@ fn monitor() -> Result<Vec<u8>, IcedError> {
     // 400: the start, from real mode.
     let mut start = CodeAssembler::new(32)?;
     let s = &mut start;
+    // As the BIOS left it: DS is all of memory.
+    s.mov(word_ptr(POINTER), 0x67u32)?;
+    s.mov(dword_ptr(POINTER + 2), GDT)?;
+    s.lgdt(fword_ptr(POINTER))?;
+    for (port, at) in [(0x21u32, MASKS), (0xa1, MASKS + 1)] {
+        s.mov(al, byte_ptr(at))?;
+        s.out(port, al)?;
+    }
     s.mov(eax, DATA32)?;
     s.mov(ds, eax)?;
     s.mov(es, eax)?;
@@ -542,7 +579,10 @@ fn monitor() -> Result<Vec<u8>, IcedError> {
     s.mov(cr0, eax)?;
     s.mov(byte_ptr(MODE), u32::from(b'v'))?;
     let out = a.assemble_options(MONITOR.into(), iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
-    s.jmp(out.label_ip(&v86)?)?;
+    // CS is still the BIOS's caller's.
+    s.db(&[0xea])?;
+    s.dd(&[out.label_ip(&v86)? as u32])?;
+    s.dw(&[CODE32 as u16])?;
     let start = start.assemble(u64::from(MONITOR + 0x400))?;
     // 700: the 16-bit segment.
     let mut low = CodeAssembler::new(16)?;
