@@ -1,11 +1,12 @@
 //! The built-in BIOS as a guest calls it.
 
 mod guest;
+mod linux;
 
 use std::path::PathBuf;
 
 use guest::{BUFFER, Call, DATA, SUMMED};
-use machine_tests::{Scratch, run};
+use machine_tests::{Scratch, guest as material, run};
 
 /// A call by interrupt and AX; the rest is zero.
 fn call(int: u8, ax: u16) -> Call {
@@ -243,4 +244,25 @@ fn every_service_answers_alike_in_real_mode_in_v86_mode_and_under_a_monitor() {
     assert!(numbers[2] as usize >= list.len(), "the monitor trapped each call");
     assert_eq!(numbers[3] & 0xffff, 0x01ff, "APM's 16-bit entry");
     assert_eq!(ended.status, 1, "APM's 32-bit entry switched off");
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn linux_starts_from_real_mode_and_configures_pci_through_bios32() {
+    let files = [material("linux-686/vmlinuz"), material("initramfs-i386.cpio")];
+    let [Some(kernel), Some(initrd)] = files.map(|f| Some(std::fs::read(f?).expect("a file"))) else { return };
+    let scratch = Scratch::new("bios-linux");
+    let disk = linux::disk(&kernel, &initrd, "console=ttyS0 pci=bios acpi=off test=dmesg end=reboot");
+    let path = scratch.path("disk.img");
+    std::fs::write(&path, disk).expect("an image");
+    let disk = format!("disk.0.path={path}");
+    let ended = run(&["-o", "clock=instructions", "-o", "memory=128M", "-o", &disk, "-o", "disk.0.readonly=true"], 300);
+    let console = &ended.console;
+    for said in
+        ["PCI BIOS revision 2.10 entry at 0xfe090, last bus=0", "PCI: Probing PCI hardware", "[8086:7010] type 00"]
+    {
+        assert!(console.contains(said), "{said}: {console}");
+    }
+    assert_eq!(ended.result("init").0, "pass", "{console}");
+    assert_eq!(ended.status, 0, "it reboots");
 }
