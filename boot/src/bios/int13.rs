@@ -239,6 +239,8 @@ pub(super) fn service(c: &mut Call, floppies_only: bool) -> Flow {
         // Initialise, seek, reset, test, recalibrate, diagnose.
         0x00 | 0x09 | 0x0c | 0x0d | 0x10 | 0x11 | 0x14 => OK,
         0x15 => return drive_type(c, &t),
+        // Without a diskette the line stays active.
+        0x16 if t.kind == DriveKind::Floppy && t.bytes == 0 => CHANGED,
         0x16 if t.kind == DriveKind::Floppy => changed(c, &t),
         0x17 | 0x18 if t.kind == DriveKind::Floppy => return media_type(c, &t, number),
         0x41 if t.kind != DriveKind::Floppy && c.r.bx() == 0x55aa => {
