@@ -288,6 +288,30 @@ impl Drop for Scratch {
     }
 }
 
+/// How long what comes at once may take on a busy host.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// Runs the program to its end, with the control sockets in this directory.
+pub fn bhyve_rs(dir: &Scratch, words: &[&str]) -> Ended {
+    let run_dir = dir.path("run");
+    run(&[&["--run-dir", run_dir.as_str()], words].concat(), 60)
+}
+
+/// Tries until it works.
+///
+/// # Panics
+/// When it does not in time.
+pub fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + SOON;
+    loop {
+        if let Some(value) = attempt() {
+            return value;
+        }
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Boots a Debian kernel (`amd64`, `686` or `686-pae`) with the initramfs of the tests, to its end; `None` after a named
 /// skip. Guest time does not depend on how busy the host is.
 pub fn boot<S: AsRef<str>>(kernel: &str, settings: &[S], args: &str, seconds: u64) -> Option<Ended> {

@@ -4,11 +4,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use machine_tests::{Ended, Run, Scratch, guest, probe, run};
-
-const SOON: Duration = Duration::from_secs(30);
+use machine_tests::{Run, SOON, Scratch, bhyve_rs, guest, probe, run, until};
 
 /// What the probe says when it hears what is typed.
 const READY: &str = "PROBE echo (Ctrl-D ends)";
@@ -22,23 +20,6 @@ fn file(dir: &Scratch, name: &str, words: &str, serial: &str) -> String {
             "name = '{name}'\nmemory = '64M'\n[boot]\nkernel = '{kernel}'\nargs = '{words}'\n[[serial]]\n{serial}\n"
         ),
     )
-}
-
-fn bhyve_rs(dir: &Scratch, words: &[&str]) -> Ended {
-    let run_dir = dir.path("run");
-    run(&[&["--run-dir", run_dir.as_str()], words].concat(), 60)
-}
-
-/// Tries until it works.
-fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + SOON;
-    loop {
-        if let Some(value) = attempt() {
-            return value;
-        }
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Reads until `text` came.
