@@ -161,10 +161,12 @@ fn configuration() -> [u8; 10] {
     [8, 0, 0xfc, 0x00, 0x01, 0x74, 0x40, 0, 0, 0]
 }
 
-/// The vectors at power-on: interrupt and offset in the BIOS's segment.
+/// The vectors at power-on: interrupt and offset in the BIOS's segment. As on the AT, what nobody has taken returns: there
+/// are programs, such as packed device drivers, that call INT 5Dh for their own reasons. 60h to 67h are zero, for users to
+/// find, and so is what is above 77h.
 pub(super) fn vectors() -> impl Iterator<Item = (u8, u16)> {
     let hardware = (0x08..=0x0f).map(|n| (n, SPURIOUS)).chain((0x70..=0x77).map(|n| (n, SPURIOUS2)));
-    let rest = (0..0x20).chain([0x43, 0x4a]).map(|n| (n, IRET));
+    let rest = (0..0x60).chain(0x68..0x78).map(|n| (n, IRET));
     let tables = [(0x05, 0xff54), (0x1d, 0xf0a4), (0x1e, DISKETTE_TABLE), (0x42, 0xf065)];
     rest.chain(hardware).chain(tables).chain(INTERRUPTS).chain(OTHERS)
 }

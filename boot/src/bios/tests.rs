@@ -256,6 +256,8 @@ fn post_leaves_vectors_data_areas_and_a_jump_to_int_19h() {
     assert_eq!((r.cs, r.ip, r.flags), (0xf000, 0xe6f2, 2));
     assert_eq!((rig.word(0x40e), rig.word(0x413), rig.word(0x475) as u8), (0x9fc0, 639, 1));
     assert_eq!((rig.word(0x4c), rig.word(0x4e)), (0xe3fe, 0xf000), "INT 13h");
+    assert_eq!((rig.word(4 * 0x5d), rig.word(4 * 0x5d + 2)), (0xff53, 0xf000), "what nobody has taken returns");
+    assert_eq!((rig.word(4 * 0x60), rig.word(4 * 0x67 + 2)), (0, 0), "these are for users");
     assert_eq!((rig.word(0x104), rig.word(0x106)), (0x3d, 0x9fc0), "INT 41h: the first disk's table");
     assert_eq!(rig.word(0x410), 0x4426, "no diskette drive, coprocessor, mouse, 80 columns, COM1 and COM2, LPT1");
 }
