@@ -517,4 +517,9 @@ impl Host for View<'_> {
     fn log(&mut self, line: &str) {
         tracing::debug!(target: "firmware", "{line}");
     }
+
+    fn called(&mut self, call: std::fmt::Arguments<'_>) {
+        let (s, us) = (self.now / 1_000_000_000, self.now / 1000 % 1_000_000);
+        tracing::trace!(target: "bios", "{s:5}.{us:06} bios {call}");
+    }
 }

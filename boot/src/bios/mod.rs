@@ -33,6 +33,8 @@ mod rom;
 mod serial;
 mod time;
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::memory::Region;
@@ -75,6 +77,10 @@ pub trait Host {
     fn diskette(&mut self, disk: usize) -> Option<Diskette>;
     /// A line for the log.
     fn log(&mut self, line: &str);
+    /// A call of a service, for whoever wants to see them all.
+    fn called(&mut self, call: fmt::Arguments<'_>) {
+        let _ = call;
+    }
 }
 
 /// Names an access that is under way.
@@ -181,6 +187,17 @@ impl Regs {
         ] {
             put(n, &v.to_le_bytes());
         }
+    }
+}
+
+impl fmt::Display for Regs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, value) in [("AX", self.eax), ("BX", self.ebx), ("CX", self.ecx), ("DX", self.edx)] {
+            write!(f, "{name}={value:04x} ")?;
+        }
+        let (si, di, bp) = (self.esi, self.edi, self.ebp);
+        write!(f, "SI={si:04x} DI={di:04x} BP={bp:04x} DS={:04x} ES={:04x} ", self.ds, self.es)?;
+        write!(f, "flags={:04x} at {:04x}:{:04x}", self.flags, self.cs, self.ip)
     }
 }
 
@@ -520,6 +537,7 @@ impl Bios {
         let word = |n: usize| u16::from_le_bytes([f[n], f[n + 1]]);
         let r = Regs::of_frame(&f);
         let (service, again) = (word(frame::SERVICE), word(frame::STATUS) != frame::RETURN);
+        let before = r;
         let mut call = Call { host, config: &self.config, state: &mut self.state, r, again, id: at };
         let status = match call.dispatch(service) {
             Flow::Done => frame::RETURN,
@@ -527,7 +545,11 @@ impl Bios {
             Flow::Wait if call.inb(0x21) & 1 == 0 => frame::HALT,
             Flow::Wait => frame::SPIN,
         };
-        call.r.put(&mut f);
+        let after = call.r;
+        if status == frame::RETURN {
+            call.host.called(format_args!("INT {service:02x}h {before} -> {after}"));
+        }
+        after.put(&mut f);
         f[frame::STATUS..frame::STATUS + 2].copy_from_slice(&status.to_le_bytes());
         host.write(at, &f);
     }
