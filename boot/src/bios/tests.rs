@@ -3,7 +3,7 @@
 use super::*;
 use crate::memory::MemoryMap;
 use crate::platform::tests::pc;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 mod boots;
 mod disks;
@@ -31,6 +31,8 @@ struct Fake {
     answers: BTreeMap<Ticket, Result<Vec<u8>, ()>>,
     next: Ticket,
     typed: String,
+    /// What comes in at COM1.
+    input: VecDeque<u8>,
     a20: bool,
 }
 
@@ -50,6 +52,7 @@ impl Fake {
             answers: BTreeMap::new(),
             next: 0,
             typed: String::new(),
+            input: VecDeque::new(),
             a20: true,
         }
     }
@@ -76,6 +79,8 @@ impl Host for Fake {
 
     fn inp(&mut self, port: u16, width: u8) -> u32 {
         match port {
+            0x3f8 if !self.input.is_empty() => self.input.pop_front().unwrap_or_default().into(),
+            0x3fd if !self.input.is_empty() => 0x61,
             0x71 => self.cmos[usize::from(self.index & 0x7f)].into(),
             0xcf8 => self.pci,
             // A host bridge at 0:0.0, an IDE controller at 0:1.1, nothing else.

@@ -182,7 +182,7 @@ fn set_mode(c: &mut Call, number: u8) {
     let equipment = c.word(data::EQUIPMENT) & !0x30 | if mode.colours == Colours::Mono { 0x30 } else { 0x20 };
     c.set_word(data::EQUIPMENT, equipment);
     c.set_dword(4 * 0x43, far(data::ROM_SEGMENT, font::of_height(mode.height)));
-    serial::put(c, b"\x1b[0m\x1b[2J\x1b[H");
+    serial::reset(c);
 }
 
 /// Empties the mode's memory.
@@ -228,9 +228,25 @@ fn set_cursor(c: &mut Call, page: u8, x: u16, y: u16) {
     }
 }
 
-/// Where the mirror's cursor must be.
-fn mirror_cursor(c: &mut Call, x: u16, y: u16) {
-    serial::put(c, format!("\x1b[{};{}H", y + 1, x + 1).as_bytes());
+/// Where the cursor is that is seen, if it is on the screen.
+pub(super) fn visible_cursor(c: &mut Call) -> Option<(u16, u16)> {
+    let page = shown(c);
+    let (x, y) = cursor(c, page);
+    (x < columns(c) && y < rows(c)).then_some((x, y))
+}
+
+/// Shows what is in a window on the mirror.
+fn mirror_window(c: &mut Call, page: u8, w: Window) {
+    if !serial::is_on(c) || page != shown(c) || !mode(c).text {
+        return;
+    }
+    for y in w.top..=w.bottom {
+        let at = cell(c, page, w.left, y);
+        let mut row = vec![0; 2 * usize::from(w.right - w.left + 1)];
+        c.host.read(at, &mut row);
+        let text: Vec<u8> = row.chunks(2).map(|cell| mirrored(cell[0])).collect();
+        serial::text(c, w.left, y, &text);
+    }
 }
 
 /// Function 05: shows a page.
@@ -285,6 +301,24 @@ fn scroll(c: &mut Call, page: u8, n: u16, attr: u8, mut w: Window, up: bool) {
     }
 }
 
+/// The same as a program asks for it, so that the mirror shows it as well.
+fn scroll_window(c: &mut Call, page: u8, n: u16, attr: u8, mut w: Window, up: bool) {
+    scroll(c, page, n, attr, w, up);
+    let (columns, rows) = (columns(c), rows(c));
+    (w.right, w.bottom) = (w.right.min(columns - 1), w.bottom.min(rows - 1));
+    if w.left > w.right || w.top > w.bottom {
+        return;
+    }
+    let whole = (w.left, w.top, w.right, w.bottom) == (0, 0, columns - 1, rows - 1);
+    if whole && (n == 0 || n >= rows) {
+        serial::clear(c);
+    } else if whole && up {
+        serial::scrolled(c, n, rows - 1);
+    } else {
+        mirror_window(c, page, w);
+    }
+}
+
 /// The character and attribute at the cursor.
 fn read_cell(c: &mut Call, page: u8) -> [u8; 2] {
     let (x, y) = cursor(c, page);
@@ -319,8 +353,7 @@ fn write_times(c: &mut Call, page: u8, ch: u8, attr: Option<u8>, times: u16) {
     }
     if page & 7 == shown(c) && times > 0 {
         let text = vec![mirrored(ch); usize::from(times.min(columns.saturating_sub(x)))];
-        serial::put(c, &text);
-        mirror_cursor(c, x, y);
+        serial::text(c, x, y, &text);
     }
 }
 
@@ -346,7 +379,7 @@ pub(super) fn teletype(c: &mut Call, byte: u8) {
 fn write(c: &mut Call, page: u8, byte: u8, attr: Option<u8>) {
     let (mut x, mut y) = cursor(c, page);
     let (columns, rows) = (columns(c), rows(c));
-    let mut out = byte;
+    let old = (x, y);
     match byte {
         7 => {}
         8 => x = x.saturating_sub(1),
@@ -354,14 +387,19 @@ fn write(c: &mut Call, page: u8, byte: u8, attr: Option<u8>) {
         b'\r' => x = 0,
         _ => {
             put(c, page, x, y, byte, attr);
-            out = mirrored(byte);
             x += 1;
         }
     }
     if page & 7 == shown(c) {
-        serial::put(c, &[out]);
+        match byte {
+            7 | 8 | b'\n' | b'\r' => {
+                serial::follow(c, old.0, old.1);
+                serial::control(c, &[byte], x, y.min(rows - 1));
+            }
+            _ => serial::text(c, old.0, old.1, &[mirrored(byte)]),
+        }
         if x >= columns {
-            serial::put(c, b"\r\n");
+            serial::control(c, b"\r\n", 0, (y + 1).min(rows - 1));
         }
     }
     if x >= columns {
@@ -391,7 +429,6 @@ fn write_string(c: &mut Call) {
     let old = cursor(c, page);
     let (x, y) = (u16::from(c.r.dl()), u16::from(c.r.dh()));
     set_cursor(c, page, x, y);
-    mirror_cursor(c, x, y);
     let (segment, mut offset) = (c.r.es, c.r.bp());
     // Scrolling dots takes its time, and the processors stand still meanwhile.
     let most = if mode(c).text { u16::MAX } else { MOST_DRAWN };
@@ -407,7 +444,6 @@ fn write_string(c: &mut Call) {
     }
     if how & 1 == 0 {
         set_cursor(c, page, old.0, old.1);
-        mirror_cursor(c, old.0, old.1);
     }
 }
 
@@ -506,9 +542,6 @@ pub(super) fn service(c: &mut Call) -> Flow {
         0x02 => {
             let (x, y) = (u16::from(c.r.dl()), u16::from(c.r.dh()));
             set_cursor(c, page, x, y);
-            if page & 7 == shown(c) {
-                mirror_cursor(c, x, y);
-            }
         }
         0x03 => {
             let (x, y) = cursor(c, page);
@@ -524,12 +557,7 @@ pub(super) fn service(c: &mut Call) -> Flow {
             let window =
                 Window { left: c.r.cl().into(), top: c.r.ch().into(), right: c.r.dl().into(), bottom: c.r.dh().into() };
             let (attr, page) = (c.r.bh(), shown(c));
-            let whole =
-                window.left == 0 && window.top == 0 && window.right + 1 >= columns(c) && window.bottom + 1 >= rows(c);
-            scroll(c, page, al.into(), attr, window, c.r.ah() == 6);
-            if whole && (al == 0 || u16::from(al) >= rows(c)) {
-                serial::put(c, b"\x1b[2J");
-            }
+            scroll_window(c, page, al.into(), attr, window, c.r.ah() == 6);
         }
         0x08 => {
             let cell = read_cell(c, page);

@@ -77,15 +77,19 @@ fn the_buffer_keeps_fifteen_codes_and_waits_when_empty() {
 #[test]
 fn what_is_typed_at_the_mirror_comes_as_keys() {
     let mut rig = rig(Vec::new(), |_| {});
-    rig.host.ports.insert(0x3fd, 0x61);
-    for (byte, code) in [(b'a', 0x1e61), (b'\r', 0x1c0d), (3, 0x2e03), (0x7f, 0x0e08), (b'?', 0x353f)] {
-        rig.host.ports.insert(0x3f8, byte);
-        assert_eq!(rig.call(0x16, ax(0)).ax(), code);
-        // The others of the burst.
-        rig.host.ports.insert(0x3fd, 0x60);
-        while rig.call(0x16, ax(0x0100)).flags & ZF == 0 {
-            rig.call(0x16, ax(0));
-        }
-        rig.host.ports.insert(0x3fd, 0x61);
+    for (bytes, code) in [
+        (&b"a"[..], 0x1e61),
+        (b"\r", 0x1c0d),
+        (b"\x03", 0x2e03),
+        (b"\x7f", 0x0e08),
+        (b"?", 0x353f),
+        (b"\x1b", 0x011b),
+        (b"\x1bOP", 0x3b00),
+        (b"\x1b[15~", 0x3f00),
+        (b"\x1b[24~", 0x8600),
+    ] {
+        rig.host.input.extend(bytes);
+        assert_eq!(rig.call(0x16, ax(0x1000)).ax(), code);
+        assert_eq!(rig.call(0x16, ax(0x1100)).flags & ZF, ZF, "one key");
     }
 }

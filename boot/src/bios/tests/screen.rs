@@ -143,6 +143,34 @@ fn the_mirror_follows_the_cursor() {
     assert_eq!(rig.host.typed, "\x1b[2J");
 }
 
+/// As FreeBSD's loader writes: cursor, character, cursor, and lines scrolled by hand.
+#[test]
+fn text_that_is_placed_by_the_character_is_text_on_the_mirror() {
+    let mut rig = screen();
+    for (n, ch) in (0..).zip(*b"OK") {
+        put_cursor(&mut rig, n, 0);
+        rig.call(0x10, Regs { ebx: 7, ecx: 1, ..ax(0x0900 | u16::from(ch)) });
+        put_cursor(&mut rig, n + 1, 0);
+        rig.call(0x16, ax(0x0100));
+    }
+    assert_eq!(rig.host.typed, "OK");
+    put_cursor(&mut rig, 0, 1);
+    teletype(&mut rig, "next");
+    put_cursor(&mut rig, 2, 1);
+    rig.call(0x16, ax(0x0100));
+    assert_eq!(rig.host.typed, "OK\r\nnext\x1b[2D", "the cursor shows when a key is asked for");
+    put_cursor(&mut rig, 3, 24);
+    teletype(&mut rig, "!");
+    rig.host.typed.clear();
+    rig.call(0x10, Regs { edx: 0x184f, ..ax(0x0601) });
+    put_cursor(&mut rig, 2, 24);
+    teletype(&mut rig, ">");
+    assert_eq!(rig.host.typed, "\n\x1b[2D>", "a line goes up");
+    rig.host.typed.clear();
+    rig.call(0x10, Regs { ecx: 0x1702, edx: 0x1804, ..ax(0x0601) });
+    assert_eq!(rig.host.typed, "\x1b[24;3H>  \x1b[25;3H   ", "a window is shown anew");
+}
+
 #[test]
 fn whatever_is_asked_of_it_it_does_not_fall_over() {
     let mut rig = screen();
