@@ -283,9 +283,10 @@ impl Services {
             bios.serve_latch(&mut view, service, &mut latch.words);
             return Ok(());
         }
-        // Whose memory holds a frame: nearly always it is the first processor's.
-        for regs in &all {
-            view.paging = Paging::of(regs);
+        // Whose memory holds a frame: nearly always it is the first processor's. Emulators of real mode in kernels (x86bios
+        // of FreeBSD) have their low memory elsewhere, but it is the machine's own.
+        for paging in all.iter().map(Paging::of).chain([Paging::default()]) {
+            view.paging = paging;
             if Bios::is_called(&mut view) {
                 bios.serve(&mut view);
                 break;

@@ -1,6 +1,7 @@
 //! A boot disk whose program calls the BIOS from a list: in real mode, in virtual-8086 mode under paging that is not
-//! the identity, and the same with a monitor that traps the BIOS's port and repeats the OUT. It ends in protected mode,
-//! at the 32-bit entries.
+//! the identity, and the same with a monitor that traps the BIOS's port and repeats the OUT; then as a kernel's emulator
+//! of real mode calls it, which has the machine's low memory, but not at its place. It ends in protected mode, at the
+//! 32-bit entries.
 //!
 //! Each call's results come out at COM1 as a line: `R`, the mode, the number of the call, EAX to EDI, flags, and a sum
 //! over the buffer at [`BUFFER`].
@@ -439,7 +440,20 @@ fn monitor() -> Result<Vec<u8>, IcedError> {
         a.add(dword_ptr(ebp + EIP), 2)?;
         a.xor(ebx, ebx)?;
         a.xor(ecx, ecx)?;
+        // As an emulator: where the BIOS keeps its data there is nothing in these tables.
+        let (mut plain, mut out) = (a.create_label(), a.create_label());
+        a.cmp(byte_ptr(MODE), u32::from(b'e'))?;
+        a.jne(plain)?;
+        a.mov(dword_ptr(PAGES + 4 * 0x9f), 0)?;
+        a.mov(esi, cr3)?;
+        a.mov(cr3, esi)?;
         a.out(dx, al)?;
+        a.mov(dword_ptr(PAGES + 4 * 0x9f), 0x9_f007)?;
+        a.mov(cr3, esi)?;
+        a.jmp(out)?;
+        a.set_label(&mut plain)?;
+        a.out(dx, al)?;
+        a.set_label(&mut out)?;
         a.jmp(exit)
     })?;
     a.jmp(bad)?;
@@ -468,11 +482,29 @@ fn monitor() -> Result<Vec<u8>, IcedError> {
     let (mut over, mut print, mut send, mut wait) =
         (a.create_label(), a.create_label(), a.create_label(), a.create_label());
     a.set_label(&mut last)?;
-    a.cmp(byte_ptr(MODE), u32::from(b't'))?;
+    a.cmp(byte_ptr(MODE), u32::from(b'e'))?;
     a.je(over)?;
+    let (mut emulated, mut page) = (a.create_label(), a.create_label());
+    a.cmp(byte_ptr(MODE), u32::from(b't'))?;
+    a.je(emulated)?;
     // Once more, with the BIOS's port trapped.
     a.mov(byte_ptr(MODE), u32::from(b't'))?;
     a.mov(byte_ptr(TSS + 0x68 + 0xb8 / 8), 1u32)?;
+    a.jmp(v86)?;
+    // And once more with the machine's own memory, at its place, that is not there at the OUT.
+    a.set_label(&mut emulated)?;
+    a.mov(byte_ptr(MODE), u32::from(b'e'))?;
+    a.mov(edi, 0x10)?;
+    a.set_label(&mut page)?;
+    a.mov(eax, edi)?;
+    a.shl(eax, 12)?;
+    a.or(eax, 7)?;
+    a.mov(dword_ptr(edi * 4 + PAGES), eax)?;
+    a.inc(edi)?;
+    a.cmp(edi, 0x80)?;
+    a.jb(page)?;
+    a.mov(eax, cr3)?;
+    a.mov(cr3, eax)?;
     a.set_label(&mut v86)?;
     a.mov(esp, STACK0)?;
     for value in [0, 0, 0, 0, 0x2000, 0xfff0, 0x2_0202, 0, LOOP] {

@@ -184,7 +184,7 @@ fn answers(console: &str, mode: char) -> Vec<Answer> {
 }
 
 #[test]
-fn every_service_answers_alike_in_real_mode_in_v86_mode_and_under_a_monitor() {
+fn every_service_answers_alike_in_real_mode_in_v86_mode_under_a_monitor_and_from_an_emulator() {
     let scratch = Scratch::new("bios");
     let mut calls = calls();
     // For the protected-mode entries.
@@ -202,10 +202,10 @@ fn every_service_answers_alike_in_real_mode_in_v86_mode_and_under_a_monitor() {
     });
     let words = ["-o", "clock=instructions", "-o", &disk, "-o", &others[0], "-o", &others[1]];
     let ended = run(&words, 120);
-    let [real, v86, trapped] = ['r', 'v', 't'].map(|mode| answers(&ended.console, mode));
+    let [real, v86, trapped, emulator] = ['r', 'v', 't', 'e'].map(|mode| answers(&ended.console, mode));
     assert_eq!(real.len(), list.len(), "{}\n{}", ended.console, ended.stderr);
     for (n, (c, steady)) in calls.iter().enumerate() {
-        for (mode, other) in [("v86", &v86), ("trapped", &trapped)] {
+        for (mode, other) in [("v86", &v86), ("trapped", &trapped), ("emulator", &emulator)] {
             let other = other.get(n).unwrap_or_else(|| panic!("{mode} ends at {c:x?}\n{}", ended.console));
             assert!(!steady || real[n] == *other, "{mode}: {c:x?}: {:x?}, not {other:x?}", real[n]);
         }
@@ -219,7 +219,7 @@ fn every_service_answers_alike_in_real_mode_in_v86_mode_and_under_a_monitor() {
     assert_eq!(of(0x15, 0x8700).sum, sum(&data()[..32]), "moved through the caller's paging");
     let short = &trapped[index(&calls, 0x15, 0x8700) + 2];
     assert_eq!((short.carry, short.eax >> 8 & 0xff, short.sum), (true, 2, 0), "refused, as the processor would");
-    for answers in [&v86, &trapped] {
+    for answers in [&v86, &trapped, &emulator] {
         let switch = &answers[index(&calls, 0x15, 0x8900)];
         assert!(switch.carry && switch.eax & 0xff00 == 0xff00, "{switch:x?}: a monitor's business");
     }
