@@ -4,6 +4,12 @@
 //! beforehand. The lower half of the segment is free for the firmware tables ([`crate::tables::BIOS_WINDOW`]), 8000 to
 //! DFFF holds our code and tables (fonts from A000 on), and above are the addresses that programs know: F000:FFF0 reset, F000:EC59 INT 13h
 //! for diskettes, F000:FA6E the 8x8 font and so on (IBM, Technical Reference of the AT).
+//!
+//! The BIOS32 service directory (`_32_`) is there, since Linux, OpenBSD and FreeBSD for i386 reach the PCI BIOS through
+//! it. The Plug and Play BIOS (`$PnP`) is not. What it tells are the chips at an AT's usual ports and interrupts, which
+//! Linux, FreeBSD, NetBSD and OpenBSD find there without it, by hints and probes; Linux leaves it alone beside ACPI, and
+//! OpenBSD has no driver. With it they would call its 16-bit entry for each node at boot, FreeBSD would have each port
+//! twice, by its node and by its hint, and a guest could ask it for resources that are not there to be moved.
 
 use anyhow::{Result, ensure};
 use iced_x86::code_asm::*;
