@@ -2,7 +2,7 @@
 //!
 //! Kinds of drives are tried in the user's order, and each drive of a kind. What a drive lacked is kept, for the screen
 //! that says so when nothing is left; a key press starts over. INT 18h, by which a boot sector gives up, goes on behind
-//! the drive that it came from.
+//! the drive that it came from. The menu has all drives, also those that the order leaves out.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,8 @@ const SECTOR_AT: u16 = 0x7c00;
 const MS: u64 = 1_000_000;
 /// The boot menu's key: F12.
 const MENU_KEY: u16 = 0x8600;
+/// What it can offer, by digits.
+const MENU: usize = 9;
 
 /// How far the search is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +27,8 @@ pub(super) struct Progress {
     /// Drives to try, by index; `None` for the network.
     list: Vec<Option<usize>>,
     next: usize,
+    /// What the menu offers.
+    menu: Vec<Option<usize>>,
     step: Step,
     /// What was wrong with those before.
     failed: Vec<String>,
@@ -101,11 +105,12 @@ pub(super) fn service(c: &mut Call, gave_up: bool) -> Flow {
                 keyboard::take(c);
                 let n = usize::from((key as u8).wrapping_sub(b'1'));
                 let p = &mut c.state.boot;
-                if n < p.list.len() {
-                    let chosen = p.list.remove(n);
+                let chosen = p.menu.get(n).filter(|_| n < MENU).copied();
+                if let Some(chosen) = chosen {
+                    p.list.retain(|other| *other != chosen);
                     p.list.insert(0, chosen);
-                    p.step = Step::Try;
-                } else if key as u8 == 0x1b {
+                }
+                if chosen.is_some() || key as u8 == 0x1b {
                     p.step = Step::Try;
                 }
             }
@@ -192,11 +197,15 @@ fn next(c: &mut Call, why: &str) {
 }
 
 fn menu(c: &mut Call) {
+    let mut all = c.state.boot.list.clone();
+    let others = (0..c.config.drives.len()).map(Some).filter(|d| !all.contains(d)).collect::<Vec<_>>();
+    all.extend(others);
     c.print("\nBoot from:\n");
-    for n in 0..c.state.boot.list.len().min(9) {
-        let text = format!("  {}  {}\n", n + 1, name(c, c.state.boot.list[n]));
+    for (n, candidate) in (1..=MENU).zip(&all) {
+        let text = format!("  {n}  {}\n", name(c, *candidate));
         c.print(&text);
     }
+    c.state.boot.menu = all;
     c.print("Esc  the usual order\n");
     c.state.boot.step = Step::Menu;
 }

@@ -94,6 +94,22 @@ fn the_menu_boots_what_is_chosen() {
 }
 
 #[test]
+fn the_menu_has_drives_that_the_order_leaves_out() {
+    let boots = |key: u32| {
+        let mut rig = rig(vec![(DriveKind::Floppy, bootable(1)), (DriveKind::Disk, bootable(2))], |o| {
+            (o.menu_ms, o.order) = (500, vec![DriveKind::Disk]);
+        });
+        rig.call(0x16, Regs { ecx: 0x8600, ..ax(0x0500) });
+        rig.call(0x16, Regs { ecx: key, ..ax(0x0500) });
+        let r = boot(&mut rig);
+        assert!(rig.host.typed.contains("1  Disk 1\r\n  2  Floppy 0"), "{}", rig.host.typed);
+        let then = rig.call(0x18, Regs { ecx: 0x011b, ..Regs::default() });
+        (r.dl(), then.dl())
+    };
+    assert_eq!(boots(0x0332), (0, 0x80), "the floppy, and then what is in order");
+}
+
+#[test]
 fn a_disc_without_emulation_is_loaded_and_read_by_its_sectors() {
     let mut rig = rig(vec![(DriveKind::Cd, disc(0, 4))], |_| {});
     let r = boot(&mut rig);
