@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
@@ -15,6 +16,9 @@ use crate::SUCCESS;
 /// What `check` exits with when an image is damaged, and when it only wastes space.
 const DAMAGED: u8 = 2;
 const WASTEFUL: u8 = 3;
+
+/// The user has had enough.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Columns of a progress bar, and the time between two of its pictures.
 const BAR: usize = 40;
@@ -168,7 +172,10 @@ impl Image {
     /// One line for the user.
     pub fn run(&self) -> Result<u8> {
         let mut bar = Bar::new();
-        let mut progress = |done, all| bar.show(done, all);
+        let mut progress = |done, all| {
+            bar.show(done, all);
+            !INTERRUPTED.load(Ordering::Relaxed)
+        };
         match self {
             Image::Create { format, backing, backing_format, path, size: text } => {
                 let bytes = text.as_deref().map(size).transpose()?;
@@ -177,6 +184,8 @@ impl Image {
                 tools::create(path, format, bytes, backing)?;
             }
             Image::Convert { from, to, replace, source, target } => {
+                // What is half done is cleared away.
+                host::watch_signals(|_| INTERRUPTED.store(true, Ordering::Relaxed))?;
                 let from = (source.as_path(), from.unwrap_or_default());
                 let to = (target.as_path(), to.unwrap_or_else(|| by_name(target)));
                 tools::convert(from, to, *replace, &mut progress)?;

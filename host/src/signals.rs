@@ -36,6 +36,8 @@ pub fn watch_signals(told: impl Fn(EndSignal) + Send + 'static) -> io::Result<()
         }
     }
     set.add(Signal::SIGCONT);
+    // A file that may not grow past a limit of the shell's is an error of the write and no reason to end.
+    set.add(Signal::SIGXFSZ);
     set.thread_block()?;
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         loop {

@@ -2,11 +2,13 @@
 //!
 //! Every format reads and writes its image through [`Bytes`], so that a test can put something between them and the
 //! host. [`HostFile`] is the real one. It locks what it opens: a writer alone, readers together (flock(2), which other
-//! programs may disregard). With `direct` it goes past the host's cache (O_DIRECT) wherever the alignment of a request
-//! allows it; what is not aligned is copied, and what is no whole block goes through the cache.
+//! programs may disregard). A device that is to be written is claimed from the system as well, which then mounts it
+//! nowhere. With `direct` it goes past the host's cache (O_DIRECT) wherever the alignment of a request allows it; what is
+//! not aligned is copied, and what is no whole block goes through the cache. FreeBSD's disk devices have no cache: there
+//! everything moves in whole sectors of the device, and what is less is read, changed and written.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
@@ -98,23 +100,41 @@ impl Deref for Owner {
     }
 }
 
-/// A file or a block device of the host.
+/// A file or a disk device of the host.
 pub(crate) struct HostFile {
     file: Owner,
     /// The same file past the host's cache.
     direct: Option<File>,
+    /// Keeps the system and others from using the device.
+    _claim: Option<File>,
     len: u64,
     is_file: bool,
+    /// Transfers begin and end at multiples of this.
+    grain: u64,
     /// The host said that it cannot discard.
     keeps: bool,
+    /// A sync failed, and what it was for may be gone.
+    lost: bool,
+}
+
+/// What images can be in. Whoever opens a named pipe, to look what it is, waits for its other end.
+fn usable(path: &Path) -> Result<()> {
+    let kind = std::fs::metadata(path)?.file_type();
+    match () {
+        () if kind.is_file() || kind.is_block_device() || kind.is_char_device() => Ok(()),
+        () if kind.is_dir() => bail!("it is a directory"),
+        () if kind.is_fifo() => bail!("it is a named pipe"),
+        () => bail!("it is neither a file nor a disk device"),
+    }
 }
 
 impl HostFile {
     /// Opens and locks.
     pub fn open(path: &Path, access: Access) -> Result<HostFile> {
+        usable(path)?;
         let mut options = OpenOptions::new();
         options.read(true).write(access.write);
-        let mut file = match options.open(path) {
+        let file = match options.open(path) {
             Ok(file) => file,
             Err(e)
                 if access.write
@@ -124,42 +144,76 @@ impl HostFile {
             }
             Err(e) => return Err(e.into()),
         };
-        let about = file.metadata()?;
-        let kind = about.file_type();
-        if !(kind.is_file() || kind.is_block_device() || kind.is_char_device()) {
-            bail!("it is neither a file nor a disk device");
-        }
-        // Block devices say their size only so.
-        let len = file.seek(SeekFrom::End(0))?;
         let lock = if access.write { FlockArg::LockExclusiveNonblock } else { FlockArg::LockSharedNonblock };
         let file = match Flock::lock(file, lock) {
             Ok(file) => Owner::Us(file),
             Err((file, Errno::EWOULDBLOCK)) => bail!("it is in use: {}", holder(&file)),
             Err((_, e)) => return Err(e).context("it cannot be locked"),
         };
-        let direct = match access.direct {
-            true => {
-                let file = options.custom_flags(libc::O_DIRECT).open(path);
-                Some(file.context("its file system cannot go past the host's cache; use cache = \"writeback\"")?)
-            }
-            false => None,
-        };
-        Ok(HostFile { file, direct, len, is_file: kind.is_file(), keeps: false })
+        let mut file = HostFile::of(file)?;
+        if access.write && !file.is_file {
+            file._claim = sys::claim(path)?;
+        }
+        if access.direct {
+            let direct = options.custom_flags(libc::O_DIRECT).open(path);
+            let direct =
+                direct.context("its file system cannot go past the host's cache; use cache = \"writeback\"")?;
+            file.direct = Some(direct);
+        }
+        Ok(file)
     }
 
     /// Opens to look, whoever has it.
     pub fn look(path: &Path) -> Result<HostFile> {
-        let mut file = File::open(path)?;
-        let len = file.seek(SeekFrom::End(0))?;
-        let is_file = file.metadata()?.is_file();
-        Ok(HostFile { file: Owner::Nobody(file), direct: None, len, is_file, keeps: false })
+        usable(path)?;
+        HostFile::of(Owner::Nobody(File::open(path)?))
     }
 
     /// Takes a file that nobody else can know.
     pub fn own(file: File) -> Result<HostFile> {
-        let len = file.metadata()?.len();
         let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e).context("lock")?;
-        Ok(HostFile { file: Owner::Us(file), direct: None, len, is_file: true, keeps: false })
+        HostFile::of(Owner::Us(file))
+    }
+
+    fn of(file: Owner) -> Result<HostFile> {
+        let about = file.metadata()?;
+        let is_file = about.is_file();
+        let (len, grain) = match is_file {
+            true => (about.len(), 1),
+            false => {
+                let (len, sector) = sys::disk_device(&file).context("it is a device, but not a disk")?;
+                (len, if sys::WHOLE_SECTORS { sector } else { 1 })
+            }
+        };
+        Ok(HostFile { file, direct: None, _claim: None, len, is_file, grain, keeps: false, lost: false })
+    }
+
+    /// Bytes in a sector of the device; `None` of a file.
+    pub fn sector(&self) -> Option<u64> {
+        sys::disk_device(&self.file).ok().filter(|_| !self.is_file).map(|(_, sector)| sector)
+    }
+
+    /// Treats it as a device that takes no less than so many bytes.
+    #[cfg(test)]
+    pub fn coarse(self, grain: u64) -> HostFile {
+        HostFile { grain, ..self }
+    }
+
+    /// Whether the host takes a transfer as it is.
+    fn whole(&self, at: u64, len: u64) -> bool {
+        (at | len).is_multiple_of(self.grain)
+    }
+
+    /// Whether it takes one between these places in memory.
+    fn whole_parts(&self, at: u64, iov: &IoVec) -> bool {
+        self.grain == 1 || at.is_multiple_of(self.grain) && iov.parts().iter().all(|(_, len)| self.whole(0, *len))
+    }
+
+    /// The grains that hold a stretch.
+    fn around(&self, at: u64, len: usize) -> (u64, Vec<u8>, std::ops::Range<usize>) {
+        let begin = at - at % self.grain;
+        let skip = (at - begin) as usize;
+        (begin, vec![0; (skip + len).next_multiple_of(self.grain as usize)], skip..skip + len)
     }
 
     /// Whether all of a transfer can be done directly, and by whom.
@@ -201,15 +255,31 @@ impl HostFile {
 
     /// Reads `buf`, all of which is there.
     fn read_there(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        if !self.whole(at, buf.len() as u64) {
+            let (begin, mut copy, part) = self.around(at, buf.len());
+            self.read_there(begin, &mut copy)?;
+            buf.copy_from_slice(&copy[part]);
+            return Ok(());
+        }
         let whole = (at | buf.len() as u64).is_multiple_of(DIRECT);
-        let Some(direct) = self.direct.as_ref().filter(|_| whole) else { return self.file.read_exact_at(buf, at) };
+        let Some(direct) = self.direct.as_ref().filter(|_| whole) else {
+            return self.file.read_exact_at(buf, at).map_err(cut_short);
+        };
         let mut copy = Aligned::new(buf.len().min(DIRECT_COPY));
         for (n, part) in buf.chunks_mut(DIRECT_COPY).enumerate() {
             let copy = &mut copy.get()[..part.len()];
-            direct.read_exact_at(copy, at + (n * DIRECT_COPY) as u64)?;
+            direct.read_exact_at(copy, at + (n * DIRECT_COPY) as u64).map_err(cut_short)?;
             part.copy_from_slice(copy);
         }
         Ok(())
+    }
+}
+
+/// Says what it means that there is less than there was.
+fn cut_short(e: io::Error) -> io::Error {
+    match e.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::new(e.kind(), "the file has become shorter"),
+        _ => e,
     }
 }
 
@@ -252,10 +322,10 @@ fn advance(pieces: &mut Vec<libc::iovec>, mut n: usize) {
 }
 
 /// Who has the file, for a message.
-fn holder(file: &File) -> String {
+pub(crate) fn holder(file: &File) -> String {
     match sys::lock_holder(file) {
-        Some((pid, _)) if pid == std::process::id() => "this machine has it open already".to_owned(),
-        Some((pid, name)) => format!("process {pid} ({name}) has it open"),
+        Some((pid, _)) if pid == std::process::id() => "this process has it open already".to_owned(),
+        Some((pid, what)) => format!("process {pid} ({what}) has it open"),
         None => "another machine has it open".to_owned(),
     }
 }
@@ -274,6 +344,12 @@ impl Bytes for HostFile {
     }
 
     fn write(&mut self, at: u64, data: &[u8]) -> io::Result<()> {
+        if !self.whole(at, data.len() as u64) {
+            let (begin, mut copy, part) = self.around(at, data.len());
+            self.read(begin, &mut copy)?;
+            copy[part].copy_from_slice(data);
+            return self.write(begin, &copy);
+        }
         match self.direct.as_ref().filter(|_| (at | data.len() as u64).is_multiple_of(DIRECT)) {
             None => self.file.write_all_at(data, at)?,
             Some(direct) => {
@@ -290,7 +366,13 @@ impl Bytes for HostFile {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_data()
+        if self.lost {
+            return Err(io::Error::other("an earlier flush has failed, and what was written before it may be lost"));
+        }
+        let done = if self.is_file { self.file.sync_data() } else { sys::sync_device(&self.file) };
+        // The next one would find nothing to do, and succeed.
+        self.lost = done.is_err() && sys::SYNC_FORGETS && self.direct.is_none();
+        done
     }
 
     fn set_len(&mut self, len: u64) -> io::Result<()> {
@@ -326,12 +408,19 @@ impl Bytes for HostFile {
     }
 
     fn read_guest(&mut self, at: u64, ram: &Ram, to: &IoVec) -> io::Result<()> {
+        if !self.whole_parts(at, to) {
+            return bounce(at, to, |at, addr, buf| {
+                self.read(at, buf)?;
+                ram.write(addr, buf);
+                Ok(())
+            });
+        }
         let there = self.len.saturating_sub(at).min(to.len());
         let result = self.vectored(at, ram, &to.part(0, there), libc::preadv);
         // Whatever came in was written behind the back of the memory's owner.
         to.parts().iter().for_each(|(addr, len)| ram.wrote(*addr, *len));
         if result? < there {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            return Err(cut_short(io::ErrorKind::UnexpectedEof.into()));
         }
         for (addr, len) in to.part(there, to.len() - there).parts() {
             ram.write(*addr, &vec![0; *len as usize]);
@@ -340,6 +429,12 @@ impl Bytes for HostFile {
     }
 
     fn write_guest(&mut self, at: u64, ram: &Ram, from: &IoVec) -> io::Result<()> {
+        if !self.whole_parts(at, from) {
+            return bounce(at, from, |at, addr, buf| {
+                ram.read(addr, buf);
+                self.write(at, buf)
+            });
+        }
         if self.vectored(at, ram, from, libc::pwritev)? < from.len() {
             return Err(io::ErrorKind::WriteZero.into());
         }

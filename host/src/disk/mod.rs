@@ -188,6 +188,9 @@ impl Image {
         let ImageOptions { format, read_only, write_through, direct, snapshot, on_error } = options;
         let how = How { format, read_only, direct, snapshot, repair: false };
         let store = open::open(path, how).with_context(|| name.clone())?;
+        let temporary = snapshot && !read_only;
+        // It is not the image's file system that gets full.
+        let name = if temporary { format!("{name}, kept in {}", overlay::folder().display()) } else { name };
         Ok(Image { name, store, write_through, on_error })
     }
 

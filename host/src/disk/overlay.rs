@@ -26,13 +26,17 @@ pub(crate) struct Overlay {
     written: HashMap<u64, Box<[u64; STRETCH as usize / 64]>>,
 }
 
+/// Where layers are: `$TMPDIR`, or else /var/tmp, has to have room for what is written.
+pub(crate) fn folder() -> PathBuf {
+    std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
 impl Overlay {
-    /// Puts one over `base`. `$TMPDIR`, or else /var/tmp, has to have room for what is written.
+    /// Puts one over `base`.
     pub fn new(base: Box<dyn Store>) -> Result<Overlay> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let dir = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
         let name = format!(".bhyve-rs-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = dir.join(name);
+        let path = folder().join(name);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
         let file = file.with_context(|| format!("temporary file {}", path.display()))?;
         std::fs::remove_file(&path).with_context(|| format!("temporary file {}", path.display()))?;

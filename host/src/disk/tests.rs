@@ -316,7 +316,7 @@ fn an_overlay_keeps_its_backing_file_as_it_was_and_from_being_written_by_others(
     assert_eq!(r.one(0, DiskOp::Flush), Some(vec![]));
     drop(r);
     assert_eq!(base.bytes(), pattern(300_000 / 512 * 512));
-    assert_eq!(tools::check(&top.0, Format::Auto, false, &mut |_, _| {}).unwrap().errors, 0);
+    assert_eq!(tools::check(&top.0, Format::Auto, false, &mut |_, _| true).unwrap().errors, 0);
 }
 
 #[test]
@@ -542,21 +542,116 @@ fn copies_keep_holes_and_are_whole_or_not_there() {
     for (ending, format) in [("raw", Format::Raw), ("qcow2", Format::Qcow2)] {
         let path = target(ending);
         let from = (scratch.0.as_path(), Format::Auto);
-        tools::convert(from, (&path, format), false, &mut |done, all| shown = done * 100 / all).unwrap();
+        tools::convert(from, (&path, format), false, &mut |done, all| {
+            shown = done * 100 / all;
+            true
+        })
+        .unwrap();
         assert_eq!(shown, 100);
         let info = tools::info(&path, Format::Auto).unwrap();
         assert_eq!((info.format, info.size), (format, 64 << 20));
         assert!(info.used < 2 << 20, "{ending} takes {}", info.used);
         let back = target("back");
-        tools::convert((&path, Format::Auto), (&back, Format::Raw), false, &mut |_, _| {}).unwrap();
+        tools::convert((&path, Format::Auto), (&back, Format::Raw), false, &mut |_, _| true).unwrap();
         assert!(std::fs::read(&back).unwrap() == scratch.bytes());
-        let again = tools::convert(from, (&path, format), false, &mut |_, _| {});
+        let again = tools::convert(from, (&path, format), false, &mut |_, _| true);
         assert!(format!("{:#}", again.unwrap_err()).contains("exists"));
         assert_eq!(tools::resize(&path, Format::Auto, |old| Some(old * 2), false).unwrap().1, 128 << 20);
         let smaller = tools::resize(&path, Format::Auto, |_| Some(512), false);
         assert!(format!("{:#}", smaller.unwrap_err()).contains("--shrink"));
         let _ = (std::fs::remove_file(&path), std::fs::remove_file(&back));
     }
-    let bad = tools::convert((&target("none"), Format::Auto), (&target("out"), Format::Raw), false, &mut |_, _| {});
+    // Whoever stops it finds nothing new, and what was to be replaced as it was.
+    let (kept, from) = (target("kept"), (scratch.0.as_path(), Format::Auto));
+    std::fs::write(&kept, b"kept").unwrap();
+    for (path, replace) in [(target("out"), false), (kept.clone(), true)] {
+        let stopped = tools::convert(from, (&path, Format::Raw), replace, &mut |done, _| done < 1 << 20);
+        assert!(format!("{:#}", stopped.unwrap_err()).contains("interrupted"));
+    }
+    assert!(!target("out").exists() && std::fs::read(&kept).unwrap() == b"kept");
+    let machine = Image::open(&kept, ImageOptions { format: Format::Raw, ..ImageOptions::default() }).unwrap();
+    let in_use = tools::convert(from, (&kept, Format::Raw), true, &mut |_, _| true);
+    assert!(format!("{:#}", in_use.unwrap_err()).contains("in use"));
+    drop(machine);
+    std::fs::set_permissions(&kept, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
+    tools::convert(from, (&kept, Format::Raw), true, &mut |_, _| true).unwrap();
+    assert!(std::fs::read(&kept).unwrap() == scratch.bytes());
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&kept).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o640, "as it was");
+    std::fs::remove_file(&kept).unwrap();
+    let bad = tools::convert((&target("none"), Format::Auto), (&target("out"), Format::Raw), false, &mut |_, _| true);
     assert!(bad.is_err() && !target("out").exists());
+}
+
+#[test]
+fn a_device_that_takes_whole_sectors_only_gets_them_and_keeps_what_is_beside() {
+    let scratch = Scratch::new(&pattern(64 << 10));
+    let file = file::HostFile::open(&scratch.0, file::Access { write: true, direct: false }).unwrap().coarse(4096);
+    let store = Box::new(raw::Raw::new(Box::new(file), false, false));
+    let image = Image { name: "coarse".to_owned(), store, write_through: false, on_error: OnError::Report };
+    let mut r = rig(image);
+    let mut disk = pattern(64 << 10);
+    for (at, len) in [(512, 512), (4096 - 512, 1024), (8192, 4096), (12_288 + 512, 12_288), (0, 512)] {
+        let data = vec![(at / 512) as u8 ^ 0x5a; len];
+        assert_eq!(r.one(at as u64, DiskOp::WriteBytes(data.clone())), Some(vec![]));
+        disk[at..at + len].copy_from_slice(&data);
+        assert!(r.one(0, DiskOp::ReadBytes(64 << 10)).unwrap() == disk, "{at}");
+    }
+    // Pieces of memory that are no whole sectors, and a place that is none.
+    for (at, piece) in [(4096, 1024), (1536, 512), (0, 8192)] {
+        let to = r.stripes(0x1000, piece, 4);
+        assert_eq!(r.one(at, DiskOp::Read(to)), Some(vec![]));
+        let from = r.stripes(0x1000, piece, 4);
+        assert_eq!(r.one(32 << 10, DiskOp::Write(from)), Some(vec![]));
+        disk.copy_within(at as usize..at as usize + 4 * piece as usize, 32 << 10);
+    }
+    assert_eq!(r.one(0, DiskOp::Flush), Some(vec![]));
+    drop(r);
+    assert!(scratch.bytes() == disk);
+}
+
+#[test]
+fn what_no_image_can_be_in_is_refused_without_waiting_for_it() {
+    let scratch = Scratch::new(&[]);
+    let pipe = scratch.0.with_extension("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let cases = [(pipe.clone(), "named pipe"), (std::env::temp_dir(), "directory"), ("/dev/null".into(), "not a disk")];
+    for (path, why) in cases {
+        for read_only in [false, true] {
+            let options = ImageOptions { read_only, ..ImageOptions::default() };
+            assert!(refused(&path, options).contains(why));
+        }
+        let said = format!("{:#}", tools::info(&path, Format::Auto).unwrap_err());
+        assert!(said.starts_with(&format!("{}: ", path.display())) && said.contains(why), "{said}");
+    }
+    std::fs::remove_file(&pipe).unwrap();
+}
+
+#[test]
+fn a_block_device_gives_back_what_is_discarded() {
+    let scratch = Scratch::new(&pattern(4 << 20));
+    let losetup = |words: &[&str]| {
+        let out = std::process::Command::new("losetup").args(words).output().ok().filter(|out| out.status.success());
+        out.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned())
+    };
+    let path = scratch.0.display().to_string();
+    let Some(device) = losetup(&["--show", "-f", "-b", "4096", &path]) else {
+        return eprintln!("skipped: no loop device");
+    };
+    let used = || std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&scratch.0).unwrap()) * 512;
+    let before = used();
+    let mut r = rig(Image::open(device.as_ref(), ImageOptions::default()).unwrap());
+    let answers = [
+        r.one(1 << 20, DiskOp::Discard(2 << 20)),
+        r.one(512, DiskOp::WriteBytes(vec![7; 1024])),
+        r.one(0, DiskOp::Flush),
+        r.one(0, DiskOp::ReadBytes(8192)),
+    ];
+    drop(r);
+    losetup(&["-d", &device]).unwrap();
+    let mut start = pattern(8192);
+    start[512..1536].fill(7);
+    assert!(answers[..3].iter().all(|answer| *answer == Some(vec![])) && answers[3].as_ref() == Some(&start));
+    assert!(used() + (1 << 20) < before, "{} of {before} are used", used());
+    assert!(scratch.bytes()[..8192] == start);
 }

@@ -5,12 +5,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
-use super::file::{Access, Bytes, HostFile};
+use super::file::{Access, Bytes, HostFile, holder};
 use super::open::{self, Format, How, detect};
 use super::qcow2::{self, Backing, Header, Qcow2, Scan};
 use super::raw::Raw;
@@ -22,25 +24,39 @@ const GRAIN: usize = 4096;
 /// The usual clusters of a qcow2 image.
 const CLUSTER_BITS: u32 = 16;
 
-/// Hears how many bytes of how many are done.
-pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+/// Hears how many bytes of how many are done, and says whether to go on.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 
 /// A file that has its name only when it is complete.
 struct Draft {
     path: PathBuf,
     temporary: PathBuf,
+    /// What is replaced, so that no machine has it.
+    _old: Option<Flock<File>>,
 }
 
 impl Draft {
     fn new(path: &Path, replace: bool) -> Result<(Draft, HostFile)> {
-        if !replace && path.exists() {
-            bail!("it exists already");
+        let mut draft = Draft { path: path.to_owned(), temporary: PathBuf::new(), _old: None };
+        let mut mode = 0o666;
+        if path.exists() {
+            ensure!(replace, "it exists already");
+            // Not the link that leads there.
+            draft.path = path.canonicalize()?;
+            let old = Flock::lock(File::open(path)?, FlockArg::LockExclusiveNonblock);
+            let old = old.map_err(|(file, e)| match e {
+                Errno::EWOULDBLOCK => anyhow!("it is in use: {}", holder(&file)),
+                e => anyhow!(e),
+            })?;
+            mode = old.metadata()?.mode() & 0o777;
+            draft._old = Some(old);
         }
-        let name = path.file_name().context("it is no name of a file")?.to_string_lossy();
-        let temporary = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary);
+        let name = draft.path.file_name().context("it is no name of a file")?.to_string_lossy();
+        let temporary = draft.path.with_file_name(format!(".{name}.{}.part", std::process::id()));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&temporary);
         let file = file.with_context(|| temporary.display().to_string())?;
-        Ok((Draft { path: path.to_owned(), temporary }, HostFile::own(file)?))
+        draft.temporary = temporary;
+        Ok((draft, HostFile::own(file)?))
     }
 
     /// All of it is on disk.
@@ -109,49 +125,60 @@ pub fn convert(from: (&Path, Format), to: (&Path, Format), replace: bool, progre
     let size = source.size();
     let device =
         std::fs::metadata(to.0).is_ok_and(|m| m.file_type().is_block_device() || m.file_type().is_char_device());
-    let mut write = || {
-        if device {
+    let named = |e: anyhow::Error| e.context(to.0.display().to_string());
+    if device {
+        let open = || {
             ensure!(to.1 == Format::Raw, "a disk device can be raw only");
             let file = HostFile::open(to.0, Access { write: true, direct: false })?;
             ensure!(file.len() >= size, "the device has {} bytes, and {size} are needed", file.len());
-            let mut target = Raw::new(Box::new(file), false, false);
-            return copy(&mut *source, &mut target, true, progress);
-        }
+            Ok(Raw::new(Box::new(file), false, false))
+        };
+        let mut target = open().map_err(named)?;
+        return copy((from.0, &mut *source), (to.0, &mut target), true, progress);
+    }
+    let make = || {
         let (draft, mut file) = Draft::new(to.0, replace)?;
         target(&mut file, to.1, size, None)?;
-        let mut target: Box<dyn Store> = match to.1 {
+        let target: Box<dyn Store> = match to.1 {
             Format::Qcow2 => {
                 let header = Header::read(&mut file)?;
                 Box::new(Qcow2::open(Box::new(file), header, None, false, false)?)
             }
             _ => Box::new(Raw::new(Box::new(file), false, false)),
         };
-        copy(&mut *source, &mut *target, false, progress)?;
-        drop(target);
-        draft.finish()
+        Ok((draft, target))
     };
-    write().with_context(|| to.0.display().to_string())
+    let (draft, mut target) = make().map_err(named)?;
+    copy((from.0, &mut *source), (to.0, &mut *target), false, progress)?;
+    drop(target);
+    draft.finish().map_err(named)
 }
 
-/// Copies a disk. What is zero is not written unless `zeros`.
-fn copy(from: &mut dyn Store, to: &mut dyn Store, zeros: bool, progress: Progress) -> Result<()> {
+/// Copies a disk. What is zero is not written unless `zeros`. An error names the file that it is about.
+fn copy(
+    (name, from): (&Path, &mut dyn Store),
+    (new, to): (&Path, &mut dyn Store),
+    zeros: bool,
+    progress: Progress,
+) -> Result<()> {
+    let source = || name.display().to_string();
+    let target = || new.display().to_string();
     let size = from.size();
     let mut buf = vec![0; STEP as usize];
     let mut at = 0;
     while at < size {
-        let (run, zero) = from.extent(at)?;
+        let (run, zero) = from.extent(at).with_context(source)?;
         let mut run = run.min(size - at);
         if !zero || zeros {
             run = run.min(STEP);
             let buf = &mut buf[..run as usize];
-            from.read(at, buf)?;
-            write_filled(to, at, buf, zeros)?;
+            from.read(at, buf).with_context(source)?;
+            write_filled(to, at, buf, zeros).with_context(target)?;
         }
         at += run;
-        progress(at, size);
+        ensure!(progress(at, size), "{}: interrupted after {at} of {size} bytes", target());
     }
-    to.flush()?;
-    Ok(())
+    to.flush().with_context(target)
 }
 
 /// Writes what is not zero, in stretches as long as possible.
@@ -286,7 +313,7 @@ fn walk(store: &mut dyn Store, progress: Progress) -> Result<Report> {
                 at += STEP;
             }
         }
-        progress(at.min(size), size);
+        ensure!(progress(at.min(size), size), "interrupted");
     }
     Ok(report)
 }
@@ -312,11 +339,13 @@ pub struct Info {
 /// When it cannot be read; the message names the file.
 pub fn info(path: &Path, format: Format) -> Result<Info> {
     let look = || -> Result<_> {
-        let used = std::fs::metadata(path)?.blocks() * 512;
         // A running machine may have it: nothing is locked to look at it.
         let mut file = HostFile::look(path)?;
+        let sector = file.sector();
+        let used = if sector.is_some() { file.len() } else { std::fs::metadata(path)?.blocks() * 512 };
         let format = if format == Format::Auto { detect(&mut file)? } else { format };
-        let mut info = Info { format, size: file.len(), used, facts: Vec::new(), backing: None };
+        let facts = sector.map(|bytes| ("device with sectors of", format!("{bytes} bytes"))).into_iter().collect();
+        let mut info = Info { format, size: file.len(), used, facts, backing: None };
         if format == Format::Qcow2 {
             let header = Header::read(&mut file)?;
             info.size = header.size;

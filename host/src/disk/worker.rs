@@ -5,7 +5,7 @@
 //! hears of it; or, if the user wants that, the request waits while the machine is paused, and is tried again when it
 //! goes on.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
@@ -18,8 +18,10 @@ use emu::{Ram, Ticket};
 
 use super::{Image, Store};
 
-/// A guest can make an error as often as it likes; the log has one of a disk in this time.
+/// A guest can make an error as often as it likes: the log has one of a disk and a kind of request in this time, and the
+/// same one again only after a long time.
 const BETWEEN_ERRORS: Duration = Duration::from_secs(1);
+const BETWEEN_THE_SAME: Duration = Duration::from_secs(60);
 
 /// A disk that nobody asks anything for so long puts its tables on disk.
 const LULL: Duration = Duration::from_secs(1);
@@ -177,7 +179,7 @@ impl Worker {
             filled: Condvar::new(),
             done: Condvar::new(),
         });
-        let mut work = Work { image, ram, last_error: None, written: false };
+        let mut work = Work { image, ram, said: HashMap::new(), written: false };
         let theirs = shared.clone();
         let thread = std::thread::Builder::new().name("disk".to_owned()).spawn(move || work.run(&theirs))?;
         Ok(Worker::handle(&Arc::new(Thread { shared, thread: Some(thread) })))
@@ -234,10 +236,17 @@ impl Disk for Worker {
     }
 }
 
+/// What was last said of a kind of request, and how often that happened since.
+struct Said {
+    at: Instant,
+    kind: io::ErrorKind,
+    more: u64,
+}
+
 struct Work {
     image: Image,
     ram: Arc<Ram>,
-    last_error: Option<Instant>,
+    said: HashMap<&'static str, Said>,
     /// Since the tables were put on disk.
     written: bool,
 }
@@ -258,7 +267,10 @@ impl Work {
             } else {
                 shared.filled.wait_while(queue, idle).unwrap()
             };
-            let Some((handle, job)) = queue.jobs.pop_front() else { return };
+            let Some((handle, job)) = queue.jobs.pop_front() else {
+                drop(queue);
+                return self.settle();
+            };
             queue.working = Some(handle);
             drop(queue);
             match job {
@@ -286,15 +298,25 @@ impl Work {
         if self.image.store.unsettled()
             && let Err(error) = self.image.store.flush()
         {
-            self.complain(format_args!("tables: {error}"));
+            self.complain("flush", &error, "what the guest has not flushed waits in memory");
         }
     }
 
-    fn complain(&mut self, what: std::fmt::Arguments) {
-        if self.last_error.is_none_or(|at| at.elapsed() >= BETWEEN_ERRORS) {
-            self.last_error = Some(Instant::now());
-            tracing::error!("{}: {what}", self.image.name);
+    /// `so`: what that means.
+    fn complain(&mut self, what: &'static str, error: &io::Error, so: &str) {
+        let mut before = String::new();
+        if let Some(said) = self.said.get_mut(what) {
+            let quiet = if said.kind == error.kind() { BETWEEN_THE_SAME } else { BETWEEN_ERRORS };
+            if said.at.elapsed() < quiet {
+                said.more += 1;
+                return;
+            }
+            if said.more > 0 {
+                before = format!(" (after {} more that were not told)", said.more);
+            }
         }
+        self.said.insert(what, Said { at: Instant::now(), kind: error.kind(), more: 0 });
+        tracing::error!("{}: {what}: {error}; {so}{before}", self.image.name);
     }
 
     fn serve(&mut self, request: DiskRequest, shared: &Shared) -> (bool, Vec<u8>) {
@@ -308,8 +330,7 @@ impl Work {
         loop {
             match self.attempt(offset, &op) {
                 Ok(data) => return (true, data),
-                // What the host said, not what we think of the request.
-                Err(error) if self.image.on_error == OnError::Pause && error.raw_os_error().is_some() => {
+                Err(error) if self.image.on_error == OnError::Pause && host_failed(&error) => {
                     tracing::error!(
                         "{}: {what} at byte {offset}: {error}; the machine is paused, and tries again when it is resumed",
                         self.image.name
@@ -319,7 +340,7 @@ impl Work {
                     }
                 }
                 Err(error) => {
-                    self.complain(format_args!("{what} at byte {offset}: {error}"));
+                    self.complain(what, &error, &format!("the guest sees an error at byte {offset}"));
                     return (false, Vec::new());
                 }
             }
@@ -367,6 +388,11 @@ impl Work {
         }
         Ok(Vec::new())
     }
+}
+
+/// Whether the host is the reason, which may be another one later, and not the request or the image.
+fn host_failed(error: &io::Error) -> bool {
+    error.raw_os_error().is_some() || matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::WriteZero)
 }
 
 /// Waits until the request in hand is to be tried again; `false` when it is given up.

@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Result;
 use mio::{Registry, Token};
 
 /// Ends a poll in time. kevent takes its time-out in nanoseconds, so nothing more is needed.
@@ -25,6 +27,62 @@ impl Alarm {
 /// Who holds a flock(2) on the file: the kernel does not say.
 pub(crate) fn lock_holder(_file: &File) -> Option<(u32, String)> {
     None
+}
+
+/// Disk devices are read and written past any cache.
+pub(crate) const WHOLE_SECTORS: bool = true;
+
+/// What a sync could not write, the next one tries again.
+pub(crate) const SYNC_FORGETS: bool = false;
+
+nix::ioctl_read!(
+    /// DIOCGMEDIASIZE: the bytes of a device.
+    diocgmediasize,
+    b'd',
+    129,
+    libc::off_t
+);
+nix::ioctl_read!(
+    /// DIOCGSECTORSIZE: the bytes of its sectors.
+    diocgsectorsize,
+    b'd',
+    128,
+    libc::c_uint
+);
+nix::ioctl_none!(
+    /// DIOCGFLUSH: what a device has in its cache goes to stable storage.
+    diocgflush,
+    b'd',
+    135
+);
+
+/// The bytes of a disk device, and of a sector of it.
+pub(crate) fn disk_device(file: &File) -> io::Result<(u64, u64)> {
+    let (mut size, mut sector) = (0, 0);
+    // SAFETY: the descriptor is open and each request fills in the number that it is given.
+    #[expect(unsafe_code, reason = "ioctl(2)")]
+    unsafe {
+        diocgmediasize(file.as_raw_fd(), &raw mut size)?;
+        diocgsectorsize(file.as_raw_fd(), &raw mut sector)?;
+    }
+    Ok((size.unsigned_abs(), u64::from(sector)))
+}
+
+/// Makes a disk device ours: GEOM has refused to open what is mounted, and mounts nothing that is open for writing.
+pub(crate) fn claim(_path: &Path) -> Result<Option<File>> {
+    Ok(None)
+}
+
+/// Puts on stable storage what was written to a device, for which fsync(2) does nothing.
+pub(crate) fn sync_device(file: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open and the request takes nothing.
+    #[expect(unsafe_code, reason = "ioctl(2)")]
+    let done = unsafe { diocgflush(file.as_raw_fd()) };
+    match done {
+        // It has no cache.
+        Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOTTY) | Ok(_) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// A stretch of a file, as fspacectl(2) and DIOCGDELETE take it.

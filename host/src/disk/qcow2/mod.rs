@@ -10,7 +10,7 @@
 //! the table is on disk. A sync stands between each of them, and all writes to tables are made of whole 64-bit entries.
 //! So the tables on disk are right at any time, and at worst a cluster is counted that nobody uses. Whoever opens the
 //! image to write goes through all tables anyway (`check`), gives such clusters back, and refuses what is damaged.
-//! The tables stay in memory until the guest flushes, or [`Store::settle`] is called.
+//! The tables stay in memory until somebody flushes: the guest, or the disk's thread when it has nothing else to do.
 
 mod check;
 mod create;
@@ -520,13 +520,8 @@ impl Store for Qcow2 {
 }
 
 impl Drop for Qcow2 {
-    /// The second time writes what the first gave back.
+    /// Whoever has it flushes first, and hears of errors. The second time writes what the first gave back.
     fn drop(&mut self) {
-        for _ in 0..2 {
-            if let Err(e) = self.commit() {
-                tracing::error!("the image's tables cannot be written: {e}");
-                return;
-            }
-        }
+        let _ = self.commit().and_then(|()| self.commit());
     }
 }
