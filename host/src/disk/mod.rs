@@ -14,6 +14,8 @@
 //! as backing file. When the host fails a request the guest sees a device error and the log says why.
 
 mod file;
+#[cfg(test)]
+mod fuzz;
 mod mapped;
 mod open;
 mod overlay;
