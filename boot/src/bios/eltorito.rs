@@ -82,7 +82,7 @@ impl Emulation {
         let size = c.host.medium(c.config.drives[drive].disk).0;
         let left = size.saturating_sub(u64::from(start) * SECTOR);
         if left == 0 {
-            return Err("its boot image lies behind the end of the disc".to_owned());
+            return Err("its boot image is not on the disc".to_owned());
         }
         Ok(Emulation {
             number: match media {
@@ -120,7 +120,7 @@ pub(super) fn catalogue_of(c: &mut Call, drive: usize) -> Option<Result<u32, Str
     }
     let lba = u32::from_le_bytes([sector[0x47], sector[0x48], sector[0x49], sector[0x4a]]);
     if (u64::from(lba) + 1) * SECTOR > size {
-        return Some(Err("the boot catalogue lies behind the end of the disc".to_owned()));
+        return Some(Err("its boot catalogue is not on the disc".to_owned()));
     }
     Some(Ok(lba))
 }
