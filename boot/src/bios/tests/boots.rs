@@ -173,10 +173,10 @@ fn damaged_discs_are_told_apart() {
     };
     assert!(why(&|i| i.truncate(10 * 2048)).contains("too small"));
     assert!(why(&|i| i[17 * 2048 + 8] = b'x').contains("no El Torito boot record"));
-    assert!(why(&|i| i[17 * 2048 + 0x49] = 9).contains("behind the end"));
+    assert!(why(&|i| i[17 * 2048 + 0x49] = 9).contains("boot catalogue is not on the disc"));
     assert!(why(&|i| i[19 * 2048 + 5] = 9).contains("damaged"));
     assert!(why(&|i| i[19 * 2048 + 33] = 9).contains("emulation of kind 9"));
-    assert!(why(&|i| i[19 * 2048 + 43] = 9).contains("boot image lies behind"));
+    assert!(why(&|i| i[19 * 2048 + 43] = 9).contains("boot image is not on the disc"));
     assert!(why(&|i| i[19 * 2048 + 33] = 4).contains("no partition"));
     assert!(why(&|i| platform(i, 0xef)).contains("for another kind of machine: UEFI"));
 }
