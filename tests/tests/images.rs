@@ -1,8 +1,9 @@
 //! Images that something is wrong with, through the program: one line that names the file and the reason, or an error of
 //! the device, and the image stays as it was.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use machine_tests::{Ended, Run, Scratch, probe, program, run, skip};
 
@@ -188,6 +189,33 @@ fn foreign_images_that_are_damaged_are_refused_by_name() {
         refused(&image(&["check", &path]), &path, says);
         refused(&image(&["info", &path]), &path, says);
     }
+}
+
+#[test]
+fn a_snapshot_leaves_nothing_behind_when_its_machine_is_killed() {
+    let scratch = Scratch::new("snapshot");
+    let (disk, folder) = (scratch.path("disk"), scratch.path("tmp"));
+    std::fs::write(&disk, pattern()).expect("a scratch file");
+    std::fs::create_dir_all(&folder).expect("a scratch folder");
+    let (kernel, disk) = (probe(), format!("disk.0.path={disk}"));
+    let words = ["--kernel", &kernel, "--args", "loop", "-o", "memory=64M", "-o", &disk, "-o", "disk.0.snapshot=true"];
+    let machine = Command::new(program()).args(words).env("TMPDIR", &folder).stdout(Stdio::piped()).spawn();
+    let mut machine = machine.expect("the program starts");
+    let mut out = BufReader::new(machine.stdout.take().expect("piped"));
+    let mut line = String::new();
+    while !line.contains("PROBE loop") {
+        line.clear();
+        assert!(out.read_line(&mut line).expect("a console") > 0, "it ended");
+    }
+    let open = std::fs::read_dir(format!("/proc/{}/fd", machine.id())).map(|files| {
+        let paths = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+        paths.filter(|path| path.starts_with(&folder)).count()
+    });
+    let left = std::fs::read_dir(&folder).expect("the folder").count();
+    machine.kill().and_then(|()| machine.wait()).expect("killed");
+    assert_eq!(left, 0, "it has no name even while the machine runs");
+    assert_eq!(open.unwrap_or(1), 1, "it is there");
+    assert_eq!(std::fs::read_dir(&folder).expect("the folder").count(), 0);
 }
 
 #[test]
