@@ -147,16 +147,24 @@ fn lives(booted: &Booted, kind: &str, kills: u64) {
     }
 }
 
+/// An image of each kind, at the same time.
+fn all_kinds(name: &str, models: usize, kills: u64) {
+    let Some(booted) = Booted::new(name, models) else { return };
+    std::thread::scope(|threads| {
+        for kind in ["raw", "qcow2", "overlay"] {
+            let booted = &booted;
+            threads.spawn(move || lives(booted, kind, kills));
+        }
+    });
+}
+
 #[test]
 fn what_a_guest_synced_is_there_after_kill_9() {
-    let Some(booted) = Booted::new("crash", 1) else { return };
-    ["raw", "qcow2", "overlay"].into_iter().for_each(|kind| lives(&booted, kind, 1));
+    all_kinds("crash", 1, 1);
 }
 
 #[test]
 #[ignore = "part of tests/matrix"]
 fn fifty_machines_on_an_image_of_each_kind_are_killed() {
-    let Some(booted) = Booted::new("crash-fifty", DRIVERS.len()) else { return };
-    let kills = variable("BHYVE_RS_KILLS").unwrap_or(50);
-    ["raw", "qcow2", "overlay"].into_iter().for_each(|kind| lives(&booted, kind, kills));
+    all_kinds("crash-fifty", DRIVERS.len(), variable("BHYVE_RS_KILLS").unwrap_or(50));
 }
