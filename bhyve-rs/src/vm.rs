@@ -226,6 +226,8 @@ pub struct Instance {
     shape: String,
     stay: bool,
     resets: u64,
+    /// A triple fault has been reported.
+    faulted: bool,
     messages: Option<Receiver<Message>>,
     _io: IoThread,
 }
@@ -399,6 +401,7 @@ impl Instance {
             shape,
             stay: spec.stay,
             resets: 0,
+            faulted: false,
             messages: Some(messages),
             _io: io,
         };
@@ -479,7 +482,7 @@ impl Instance {
         // Dropped at the end, and with it the questions that came too late.
         let messages = self.messages.take();
         self.go();
-        let ended = messages.map_or((None, None), |messages| self.follow(&messages));
+        let ended = messages.map_or((None, None), |messages| self.follow(&messages, until));
         self.halt();
         ended
     }
@@ -496,7 +499,7 @@ impl Instance {
         self.gate.close();
     }
 
-    fn follow(&mut self, messages: &Receiver<Message>) -> (Option<Ended>, Option<String>) {
+    fn follow(&mut self, messages: &Receiver<Message>, until: Option<u64>) -> (Option<Ended>, Option<String>) {
         let mut kept: VecDeque<Message> = VecDeque::new();
         let mut paused = false;
         let mut pressed = false;
@@ -509,13 +512,9 @@ impl Instance {
             };
             match message {
                 Message::System(SystemEvent::Reset) | Message::Order(Order::Reset, _) if self.stay => {
-                    self.halt();
-                    // What the old run had to say is of no interest to the new one; orders are.
-                    kept.extend(messages.try_iter().filter(|m| matches!(m, Message::Order(..) | Message::Change(..))));
-                    if let Err(e) = self.start(ResetKind::System) {
+                    if let Err(e) = self.start_again(messages, &mut kept) {
                         return (Some(Ended::Error), Some(format!("{e:#}")));
                     }
-                    self.resets += 1;
                     self.answer(message, paused);
                     if !paused {
                         self.go();
@@ -542,6 +541,22 @@ impl Instance {
                         SystemEvent::Nmi if v.index() == 0 => v.nmi(),
                         _ => {}
                     });
+                    if !paused {
+                        self.go();
+                    }
+                }
+                Message::Outcome(Outcome::TripleFault(report)) if self.stay => {
+                    // A PC resets. 386BSD and FreeBSD 8's loader reboot in no other way, so it is said once.
+                    if !std::mem::replace(&mut self.faulted, true) {
+                        tracing::warn!("a triple fault resets the machine; further ones are not reported\n{report}");
+                    }
+                    if let Err(e) = self.start_again(messages, &mut kept) {
+                        return (Some(Ended::Error), Some(format!("{e:#}")));
+                    }
+                    // The outcome took the place of the end that was ordered.
+                    if let Some(n) = until {
+                        self.runner.pause_at(n);
+                    }
                     if !paused {
                         self.go();
                     }
@@ -595,6 +610,16 @@ impl Instance {
                 }
             }
         }
+    }
+
+    /// Stops everything and brings the machine to where it is after a reset.
+    fn start_again(&mut self, messages: &Receiver<Message>, kept: &mut VecDeque<Message>) -> Result<()> {
+        self.halt();
+        // What the old run had to say is of no interest to the new one; orders are.
+        kept.extend(messages.try_iter().filter(|m| matches!(m, Message::Order(..) | Message::Change(..))));
+        self.start(ResetKind::System)?;
+        self.resets += 1;
+        Ok(())
     }
 
     fn press(&self) {

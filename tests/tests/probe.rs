@@ -112,6 +112,16 @@ fn a_triple_fault_reports_the_registers_and_ends_with_status_3() {
 }
 
 #[test]
+fn a_guest_that_stays_is_reset_by_a_triple_fault_as_on_a_pc() {
+    let probe = probe();
+    let words = ["--kernel", &probe, "--args", "reset=triple", "--stay", "--stats", "-o", "serial.0.backend=stdio"];
+    let ended = run(&[&words[..], &["-o", "clock=instructions", "--until", "40000000"]].concat(), 60);
+    assert_eq!(ended.instructions(), 40_000_000, "{}", ended.stderr);
+    assert!(ended.console.matches("PROBE").count() > 2, "it starts again: {}", ended.console);
+    assert_eq!(ended.stderr.matches("RIP=").count(), 1, "it is reported once: {}", ended.stderr);
+}
+
+#[test]
 fn a_halt_with_interrupts_off_ends_with_status_2() {
     assert_eq!(start("halt", &[]).status, 2);
 }
