@@ -146,6 +146,21 @@ fn an_emulated_diskette_is_drive_0_until_it_is_ended() {
 }
 
 #[test]
+fn emulated_diskettes_are_of_three_sizes() {
+    for (media, sectors, kind) in [(1, 15, 2), (2, 18, 4), (3, 36, 5)] {
+        let mut image = disc(media, 1);
+        image.resize(20 * 2048 + (160 * usize::from(sectors)) * 512, 0);
+        *image.last_mut().unwrap() = 0xee;
+        let mut rig = rig(vec![(DriveKind::Cd, image)], |_| {});
+        boot(&mut rig);
+        let r = rig.call(0x13, ax(0x0800));
+        assert_eq!((r.ch(), r.dh(), r.cl(), r.bl(), r.dl()), (79, 1, sectors, kind, 1));
+        let last = Regs { eax: 0x0201, ecx: 79 << 8 | u32::from(sectors), edx: 0x100, es: 0x4000, ..Regs::default() };
+        assert_eq!((rig.call(0x13, last).ah(), rig.host.memory[0x4_01ff]), (0, 0xee), "the last sector");
+    }
+}
+
+#[test]
 fn an_emulated_disk_has_the_geometry_of_its_partition() {
     let mut image = disc(4, 1);
     // From sector 63 to cylinder 1, head 15, sector 32.
