@@ -184,7 +184,7 @@ fn choose(catalogue: &[u8]) -> Result<&[u8], String> {
         other => format!("{other:02X}h"),
     });
     let names = names.collect::<Vec<_>>().join(" and ");
-    Err(format!("its boot catalogue is for another kind of machine: {names}"))
+    Err(format!("bootable on other machines only: {names}"))
 }
 
 /// Puts the image in its place, and gives the sectors that are to be loaded.

@@ -193,7 +193,7 @@ fn damaged_discs_are_told_apart() {
     assert!(why(&|i| i[19 * 2048 + 33] = 9).contains("emulation of kind 9"));
     assert!(why(&|i| i[19 * 2048 + 43] = 9).contains("boot image is not on the disc"));
     assert!(why(&|i| i[19 * 2048 + 33] = 4).contains("no partition"));
-    assert!(why(&|i| platform(i, 0xef)).contains("for another kind of machine: UEFI"));
+    assert!(why(&|i| platform(i, 0xef)).contains("bootable on other machines only: UEFI"));
 }
 
 /// Makes the catalogue one for another kind of machine.
