@@ -15,6 +15,7 @@ pub mod disk;
 mod io;
 pub mod keyboard;
 pub mod net;
+mod part;
 pub mod screen;
 mod signals;
 mod sys;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::keyboard::{Press, Typist};
 use crate::net::Wire;
+use crate::part;
 
 /// Bytes of output that are kept for a pattern that is not looked for yet.
 const HEARD: usize = 64 << 10;
@@ -241,18 +242,15 @@ impl DeviceState for Script {
     fn reset(&self, _kind: ResetKind) {}
 
     fn save(&self) -> Saved {
-        let state = serde_json::to_value(&*self.state.lock().unwrap()).expect("it has only string keys");
-        Saved { version: VERSION, state, timers: vec![self.timer().deadline()], ..Saved::default() }
+        part::save(VERSION, &*self.state.lock().unwrap(), self.timer())
     }
 
     fn load(&self, saved: Saved) -> Result<(), String> {
-        let state: State = serde_json::from_value(saved.state).map_err(|e| e.to_string())?;
-        let [deadline] = saved.timers[..] else { return Err("it has other timers".to_owned()) };
-        if saved.version != VERSION || state.next > self.steps.len() {
+        let state: State = part::load(VERSION, saved, self.timer())?;
+        if state.next > self.steps.len() {
             return Err("it was saved with another script".to_owned());
         }
         *self.state.lock().unwrap() = state;
-        self.timer().set(deadline.unwrap_or(u64::MAX));
         Ok(())
     }
 }

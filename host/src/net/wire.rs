@@ -11,6 +11,8 @@ use emu::backend::Net;
 use emu::{DeviceCell, DeviceState, Event, Machine, ResetKind, Saved, Timer, TimerSink};
 use serde::{Deserialize, Serialize};
 
+use crate::part;
+
 const VERSION: u32 = 1;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -84,18 +86,11 @@ impl DeviceState for Wire {
     fn reset(&self, _: ResetKind) {}
 
     fn save(&self) -> Saved {
-        let state = serde_json::to_value(&*self.state.lock().unwrap()).expect("it has only string keys");
-        Saved { version: VERSION, state, timers: vec![self.timer().deadline()], ..Saved::default() }
+        part::save(VERSION, &*self.state.lock().unwrap(), self.timer())
     }
 
     fn load(&self, saved: Saved) -> Result<(), String> {
-        let state: State = serde_json::from_value(saved.state).map_err(|e| e.to_string())?;
-        let [deadline] = saved.timers[..] else { return Err("it has other timers".to_owned()) };
-        if saved.version != VERSION {
-            return Err(format!("saved as version {}, this is version {VERSION}", saved.version));
-        }
-        *self.state.lock().unwrap() = state;
-        self.timer().set(deadline.unwrap_or(u64::MAX));
+        *self.state.lock().unwrap() = part::load(VERSION, saved, self.timer())?;
         Ok(())
     }
 }
