@@ -330,3 +330,15 @@ pub fn boot_words(kernel: &str, args: &str) -> Option<Vec<String>> {
     words.extend(["--args".to_owned(), format!("console=ttyS0 {args}")]);
     Some(words)
 }
+
+/// The first bytes of what tests/guests/src/stream.c makes.
+pub fn stream(len: usize) -> Vec<u8> {
+    let mut x = 88_172_645_463_325_252u64;
+    let numbers = std::iter::repeat_with(|| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x.to_le_bytes()
+    });
+    numbers.flatten().take(len).collect()
+}

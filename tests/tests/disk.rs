@@ -5,23 +5,9 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::Command;
 
-use machine_tests::{Ended, guest, probe, run};
+use machine_tests::{Ended, guest, probe, run, stream};
 
 const MIB: usize = 1 << 20;
-
-/// What tests/guests/src/stream.c makes.
-fn stream(len: usize) -> Vec<u8> {
-    let mut x = 88_172_645_463_325_252u64;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        bytes.extend(x.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
 
 /// An image that goes with the test.
 struct Image(PathBuf);

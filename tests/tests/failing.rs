@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use machine_tests::{Run, Scratch, guest, program, skip};
+use machine_tests::{Run, Scratch, guest, program, skip, stream};
 
 const MIB: u64 = 1 << 20;
 /// Models of disks, Linux's drivers, and the kinds of images of two disks each.
@@ -15,18 +15,6 @@ const DISKS: [(&str, &str, [&str; 2]); 4] = [
     ("nvme", "nvme", ["overlay", "raw"]),
     ("virtio-blk", "virtio_blk", ["raw", "qcow2"]),
 ];
-
-/// What tests/guests/src/stream.c makes.
-fn stream(len: u64) -> Vec<u8> {
-    let mut x = 88_172_645_463_325_252u64;
-    let numbers = std::iter::repeat_with(|| {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x.to_le_bytes()
-    });
-    numbers.flatten().take(len as usize).collect()
-}
 
 /// Whether a command works.
 fn works(command: &str, words: &[&str]) -> bool {
@@ -83,7 +71,7 @@ fn holds_stream(scratch: &Scratch, disk: &str) -> bool {
     let plain = scratch.path("plain");
     let made = bhyve_rs(&["image", "convert", "--replace", "-O", "raw", disk, &plain]);
     assert_eq!(made.0, 0, "{}", made.1);
-    std::fs::read(Path::new(&plain)).expect("the copy")[..4 * MIB as usize] == stream(4 * MIB)
+    std::fs::read(Path::new(&plain)).expect("the copy")[..4 * MIB as usize] == stream(4 * MIB as usize)
 }
 
 #[test]

@@ -1,18 +1,6 @@
 //! The floppy controller and its drives under Linux's driver. What the guest says it wrote, the host looks for.
 
-use machine_tests::{Ended, Scratch, boot};
-
-/// What tests/guests/src/stream.c makes.
-fn stream(len: usize) -> Vec<u8> {
-    let mut x = 88_172_645_463_325_252u64;
-    let numbers = std::iter::repeat_with(|| {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x.to_le_bytes()
-    });
-    numbers.flatten().take(len).collect()
-}
+use machine_tests::{Ended, Scratch, boot, stream};
 
 /// Boots Linux with drives that hold blank media of these sizes in KiB, and gives the images as they were left.
 fn floppies(name: &str, sizes: &[usize], settings: &[&str], args: &str) -> Option<(Ended, Vec<Vec<u8>>)> {
