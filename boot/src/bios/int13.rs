@@ -126,12 +126,14 @@ pub(super) fn start(c: &mut Call) -> Flow {
     c.state.drives.seen = disks.iter().map(|d| c.host.medium(*d).1).collect();
     c.state.drives.locks = vec![0; disks.len()];
     announce(c);
-    let floppies = count(c, DriveKind::Floppy);
-    for n in 0..floppies.min(2) {
-        // Bits of the drive: 80 tracks, several rates, determined.
+    let floppies = c.config.drives.iter().filter(|d| d.kind == DriveKind::Floppy).map(|d| d.floppy);
+    for (n, model) in (0..2).zip(floppies.collect::<Vec<_>>()) {
+        // Bits of the drive: 80 tracks, several rates, determined; then the data rate and kind of what it is made for.
+        let (drive, media) =
+            [(4, 0x93), (7, 0x15), (5, 0x97), (7, 0x17), (7, 0xd7)][usize::from(model.clamp(1, 5)) - 1];
         let history = c.byte(data::FLOPPY_HISTORY);
-        c.set_byte(data::FLOPPY_HISTORY, history | 0x07 << (4 * n));
-        c.set_byte(data::FLOPPY_MEDIA + n as u64, 0x17);
+        c.set_byte(data::FLOPPY_HISTORY, history | drive << (4 * n));
+        c.set_byte(data::FLOPPY_MEDIA + n, media);
     }
     Flow::Done
 }

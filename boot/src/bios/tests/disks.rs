@@ -141,6 +141,18 @@ fn floppies_have_the_geometry_of_their_image_and_tell_of_a_change_once() {
 }
 
 #[test]
+fn the_data_area_knows_the_kinds_of_floppy_drives() {
+    let mut rig = rig(vec![(DriveKind::Floppy, Vec::new()), (DriveKind::Floppy, Vec::new())], |_| {});
+    assert_eq!((rig.word(0x48f) & 0xff, rig.word(0x490)), (0x77, 0x1717));
+    rig.bios.config.drives[1].floppy = 1;
+    rig.call(service::POST, Regs::default());
+    assert_eq!((rig.word(0x48f) & 0xff, rig.word(0x490)), (0x47, 0x9317));
+    let r = rig.call(0x13, Regs { edx: 1, ..ax(0x0800) });
+    assert_eq!((r.ch(), r.cl(), r.bl(), r.dl()), (39, 9, 1, 2), "what it is made for");
+    assert_eq!(rig.call(0x13, Regs { edx: 1, ..ax(0x1500) }).ah(), 1, "and no change line");
+}
+
+#[test]
 fn an_empty_or_missing_floppy_drive_times_out() {
     let mut rig = rig(vec![(DriveKind::Floppy, Vec::new())], |_| {});
     let read = Regs { eax: 0x0201, ecx: 1, es: 0x4000, ..Regs::default() };
