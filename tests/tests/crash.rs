@@ -81,8 +81,11 @@ impl Booted {
     }
 
     fn words(&self, n: usize, name: &str, disk: &str) -> Vec<String> {
-        let settings =
-            [format!("name=crash-{name}"), format!("disk.0.path={disk}"), format!("disk.0.model={}", DRIVERS[n].0)];
+        let settings = [
+            format!("name=crash-{name}-{}", std::process::id()),
+            format!("disk.0.path={disk}"),
+            format!("disk.0.model={}", DRIVERS[n].0),
+        ];
         let mut words = ["--kernel", &self.kernel, "--initrd", &self.initrd].map(str::to_owned).to_vec();
         words.extend(settings.into_iter().flat_map(|s| ["-o".to_owned(), s]));
         words.extend(["--args".to_owned(), "console=ttyS0 test=crash end=poweroff".to_owned()]);
