@@ -7,9 +7,9 @@
 //!
 //! Modelled: 32 command slots a port, native command queuing, PIO, DMA and packet commands, COMRESET and software
 //! reset, PxCMD.CLO, hot plug (a disk whose image is taken out is pulled, and plugged in when there is one again), one
-//! MSI or INTA#. Links are up after a reset, as if firmware had spun them up. Not modelled: port multipliers, command
-//! completion coalescing, enclosure management, link power states beyond being asked for, interrupts by single
-//! descriptors (PxIS.DPS), DMA setup FISes in the received area.
+//! MSI or INTA# (drivers that would like a vector a port take one). Links are up after a reset, as if firmware had spun
+//! them up. Not modelled: port multipliers, command completion coalescing, enclosure management, link power states
+//! beyond being asked for, interrupts by single descriptors (PxIS.DPS), DMA setup FISes in the received area.
 //!
 //! Guests: ahci(4) of FreeBSD, OpenBSD and DragonFly, ahcisata(4) of NetBSD, ata(4) of FreeBSD before 9, Linux, SeaBIOS.
 
