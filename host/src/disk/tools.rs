@@ -53,8 +53,7 @@ impl Draft {
         }
         let name = draft.path.file_name().context("it is no name of a file")?.to_string_lossy();
         let temporary = draft.path.with_file_name(format!(".{name}.{}.part", std::process::id()));
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&temporary);
-        let file = file.with_context(|| temporary.display().to_string())?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&temporary)?;
         draft.temporary = temporary;
         Ok((draft, HostFile::own(file)?))
     }
@@ -94,7 +93,8 @@ pub fn create(path: &Path, format: Format, size: Option<u64>, backing: Option<(&
         });
         let (backing, base_size) = behind.transpose()?.unzip();
         let size = size.or(base_size).context("how large is it to be?")?;
-        ensure!(size > 0 && size.is_multiple_of(SECTOR), "{size} bytes are no whole number of sectors");
+        ensure!(size > 0, "a disk has at least a sector");
+        ensure!(size.is_multiple_of(SECTOR), "{size} bytes are no whole number of sectors");
         if format == Format::Raw && backing.is_some() {
             bail!("raw images have no backing file; use qcow2");
         }
