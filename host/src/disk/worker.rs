@@ -260,7 +260,7 @@ impl Work {
                 let (queue, wait) = shared.filled.wait_timeout_while(queue, LULL, idle).unwrap();
                 if wait.timed_out() {
                     drop(queue);
-                    self.settle();
+                    self.settle("waits in memory");
                     continue;
                 }
                 queue
@@ -269,7 +269,7 @@ impl Work {
             };
             let Some((handle, job)) = queue.jobs.pop_front() else {
                 drop(queue);
-                return self.settle();
+                return self.settle("is lost");
             };
             queue.working = Some(handle);
             drop(queue);
@@ -279,7 +279,7 @@ impl Work {
                     ticket.finish(ok, data);
                 }
                 Job::Change(image, done) => {
-                    self.settle();
+                    self.settle("is lost");
                     self.image = image;
                     shared.describe(&*self.image.store);
                     let _ = done.send(());
@@ -292,13 +292,13 @@ impl Work {
         }
     }
 
-    /// Puts on disk what the store keeps in memory.
-    fn settle(&mut self) {
+    /// Puts on disk what the store keeps in memory; `or` is what becomes of it when that fails.
+    fn settle(&mut self, or: &str) {
         self.written = false;
         if self.image.store.unsettled()
             && let Err(error) = self.image.store.flush()
         {
-            self.complain("flush", &error, "what the guest has not flushed waits in memory");
+            self.complain("flush", &error, &format!("what the guest has not flushed {or}"));
         }
     }
 
