@@ -38,7 +38,7 @@ fn linux_sees_each_medium_that_is_put_into_a_drive() {
     let mut words = ["--run-dir", &run_dir, "--kernel", &kernel, "--initrd", &initrd].map(str::to_owned).to_vec();
     words.extend(settings.into_iter().flat_map(|s| ["-o".to_owned(), s]));
     words.extend(["--args", "console=ttyS0 test=media end=poweroff"].map(str::to_owned));
-    let mut machine = Run::start(&words, 300);
+    let mut machine = Run::start(&words, 900);
     machine.expect("READY");
     let order = |words: &[&str]| -> Ended { run(&[&["--run-dir", &run_dir], words].concat(), 60) };
     let done = |words: &[&str]| {

@@ -95,7 +95,7 @@ impl Booted {
     /// Lets one go on: it has `have` files, and writes more or does not.
     fn live(&self, n: usize, name: &str, disk: &str, have: u64, more: bool) -> Run {
         let restore = ["--restore".to_owned(), self.state(n)];
-        let mut machine = Run::start(&[&self.words(n, name, disk)[..], &restore].concat(), 300);
+        let mut machine = Run::start(&[&self.words(n, name, disk)[..], &restore].concat(), 900);
         machine.send(&format!("{} {have} {}\n", DRIVERS[n].1, u8::from(more)));
         machine
     }

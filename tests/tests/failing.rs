@@ -96,7 +96,7 @@ fn a_host_without_room_is_an_error_of_the_disk_or_stops_the_machine_until_there_
     let args = "console=ttyS0 test=errors end=poweroff";
     let first = ["--run-dir", &run_dir, "-o", "name=failing", "--kernel", &kernel, "--initrd", &initrd, "--args", args];
     let words = [&first.map(str::to_owned)[..], &words].concat();
-    let mut machine = Run::start(&words, 400);
+    let mut machine = Run::start(&words, 900);
     machine.expect("READY");
 
     machine.send("write 0\n");
@@ -108,7 +108,7 @@ fn a_host_without_room_is_an_error_of_the_disk_or_stops_the_machine_until_there_
 
     machine.send("write 1\n");
     let paused = || {
-        let end = Instant::now() + Duration::from_secs(120);
+        let end = Instant::now() + Duration::from_secs(300);
         while !order("status").1.contains("paused") {
             assert!(Instant::now() < end, "it is not paused: {}", order("status").1);
             std::thread::sleep(Duration::from_millis(50));
