@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Instant;
 
+use crate::device::holds_device;
+
 /// Where time comes from.
 enum Source {
     /// The host's monotonic clock, while the machine runs.
@@ -126,18 +128,23 @@ struct Queue {
     heap: BinaryHeap<Reverse<(u64, usize, u64)>>,
 }
 
+/// Runs what it is given if the machine runs, and says whether it did.
+type Gate = Box<dyn Fn(&dyn Fn()) -> bool + Send + Sync>;
+
 /// All timers of a machine.
 pub struct Timers {
     clock: Arc<Clock>,
     queue: Mutex<Queue>,
     next: AtomicU64,
     earlier: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    gate: OnceLock<Gate>,
 }
 
 impl Timers {
     /// No timers yet.
     pub fn new(clock: Arc<Clock>) -> Arc<Timers> {
-        Arc::new(Timers { clock, queue: Mutex::default(), next: AtomicU64::new(u64::MAX), earlier: OnceLock::new() })
+        let next = AtomicU64::new(u64::MAX);
+        Arc::new(Timers { clock, queue: Mutex::default(), next, earlier: OnceLock::new(), gate: OnceLock::new() })
     }
 
     /// The clock they wait on.
@@ -162,6 +169,18 @@ impl Timers {
     /// sleeps until [`Timers::next`] looks again. Only the first call counts.
     pub fn on_earlier(&self, f: impl Fn() + Send + Sync + 'static) {
         let _ = self.earlier.set(Box::new(f));
+    }
+
+    /// `gate` is asked by those who would rather hand something to a device at once than wake somebody up for a timer. It
+    /// runs what it is given while the machine runs, and otherwise says no. Only the first call counts.
+    pub fn set_gate(&self, gate: impl Fn(&dyn Fn()) -> bool + Send + Sync + 'static) {
+        let _ = self.gate.set(Box::new(gate));
+    }
+
+    /// Hands something to a device on this thread, if it holds no device's lock, time is real and the machine runs.
+    /// Otherwise that has to wait for a timer.
+    pub(crate) fn at_once(&self, f: &dyn Fn()) -> bool {
+        self.clock.is_real() && !holds_device() && self.gate.get().is_some_and(|gate| gate(f))
     }
 
     /// Fires everything that is due now, in the order of the deadlines. Returns how many fired.
@@ -211,6 +230,11 @@ impl Timer {
     /// Guest time now, in nanoseconds.
     pub fn now(&self) -> u64 {
         self.timers.clock.now()
+    }
+
+    /// As [`Timers::at_once`].
+    pub(crate) fn at_once(&self, f: &dyn Fn()) -> bool {
+        self.timers.at_once(f)
     }
 
     /// Fires once at `deadline` nanoseconds of guest time, replacing an earlier setting.

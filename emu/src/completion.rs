@@ -1,10 +1,10 @@
 //! When the answer to a disk request reaches its device.
 //!
 //! A device holds a [`DiskPort`], a back end gets a [`Ticket`] with each request and answers it from any thread. In
-//! between is a list of the requests under way and a timer, which delivers what is due: events so reach the device in
-//! the way in which its timers do, on the same threads and only while the machine runs.
+//! between is a list of the requests under way and a timer, which delivers what is due while the machine runs.
 //!
-//! In real time an answer is due when it is there. By the instruction clock it is due [`DISK_LATENCY`] after the
+//! In real time an answer is due when it is there, and the thread that has it delivers it: waking another up for that
+//! costs more than all else. By the instruction clock it is due [`DISK_LATENCY`] after the
 //! request, however fast the host is, and the processor waits for the host as soon as it has made the request: the
 //! guest's memory, too, then changes at one instruction in every run.
 //!
@@ -53,6 +53,8 @@ struct UnderWay {
     /// By the order in which they were made. A number is never used twice.
     requests: BTreeMap<u64, Request>,
     next: u64,
+    /// Somebody waits for answers.
+    settling: bool,
 }
 
 /// The requests of one device to one disk. The lock is a leaf below the device's.
@@ -62,6 +64,7 @@ pub(crate) struct Queue {
     timer: OnceLock<Timer>,
     to: Weak<DeviceCell>,
     by_instructions: bool,
+    real: bool,
 }
 
 impl Queue {
@@ -72,6 +75,7 @@ impl Queue {
             timer: OnceLock::new(),
             to,
             by_instructions: timers.clock().by_instructions(),
+            real: timers.clock().is_real(),
         });
         let sink: Weak<Queue> = Arc::downgrade(&queue);
         let _ = queue.timer.set(timers.add(sink, 0));
@@ -94,11 +98,19 @@ impl Queue {
     fn answer(&self, number: u64, answer: (bool, Vec<u8>)) {
         let mut u = self.under_way.lock().unwrap();
         // Unless it was cancelled.
-        if let Some(request) = u.requests.get_mut(&number) {
-            request.answer = Some(answer);
-            request.due.get_or_insert_with(|| self.timer().now());
-            self.arm(&u);
+        let Some(request) = u.requests.get_mut(&number) else { return };
+        request.answer = Some(answer);
+        request.due.get_or_insert_with(|| self.timer().now());
+        if u.settling {
             self.answered.notify_all();
+        }
+        if !self.real {
+            // Who waits for the host finds the timer set.
+            return self.arm(&u);
+        }
+        drop(u);
+        if !self.timer().at_once(&|| self.fire(0)) {
+            self.arm(&self.under_way.lock().unwrap());
         }
     }
 
@@ -108,8 +120,12 @@ impl Queue {
 
     /// Waits until the host is done with every request.
     fn settle(&self) {
-        let u = self.under_way.lock().unwrap();
-        drop(self.answered.wait_while(u, |u| u.requests.values().any(|r| r.answer.is_none())).unwrap());
+        crate::device::unlocked();
+        let waits = |u: &mut UnderWay| {
+            u.settling = u.requests.values().any(|r| r.answer.is_none());
+            u.settling
+        };
+        drop(self.answered.wait_while(self.under_way.lock().unwrap(), waits).unwrap());
     }
 
     fn forget(&self) {
@@ -179,6 +195,7 @@ pub struct Ticket {
 
 impl Ticket {
     /// Answers. `data` is what [`crate::backend::DiskOp::ReadBytes`] read. Nobody hears it if the request was cancelled.
+    /// The device may hear it from this thread, which should hold no lock of its own.
     pub fn finish(mut self, ok: bool, data: Vec<u8>) {
         self.answer = Some((ok, data));
     }

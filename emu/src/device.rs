@@ -1,6 +1,6 @@
 //! What a device is, and how it comes into a machine.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -146,24 +146,50 @@ pub trait Device: Send {
 
 thread_local! {
     static HELD: Cell<bool> = const { Cell::new(false) };
+    static WAITING: Cell<bool> = const { Cell::new(false) };
+    static UNLOCKED: RefCell<Vec<Box<dyn FnOnce()>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Debug builds: the present thread takes a device lock and must hold none.
+/// Whether this thread holds a device's lock.
+pub(crate) fn holds_device() -> bool {
+    HELD.get()
+}
+
+/// Runs `f` as soon as this thread holds no device's lock. Waking a thread takes long enough for it to come and wait for the
+/// lock that is still held, so whoever asks another thread for something on behalf of a device does that here. `f` must not
+/// touch a device.
+pub fn when_unlocked(f: impl FnOnce() + 'static) {
+    if !holds_device() {
+        return f();
+    }
+    UNLOCKED.with_borrow_mut(|waiting| waiting.push(Box::new(f)));
+    WAITING.set(true);
+}
+
+/// Runs what waits for the lock's end. Also for those who wait, with the lock held, for what it starts.
+#[cold]
+pub(crate) fn unlocked() {
+    WAITING.set(false);
+    UNLOCKED.take().into_iter().for_each(|f| f());
+}
+
+/// The present thread takes a device lock. Debug builds see that it holds none.
 struct OneLock;
 
 impl OneLock {
     fn take() -> OneLock {
-        if cfg!(debug_assertions) {
-            HELD.with(|h| assert!(!h.replace(true), "a thread took a second device lock"));
-        }
+        let held = HELD.replace(true);
+        debug_assert!(!held, "a thread took a second device lock");
         OneLock
     }
 }
 
 impl Drop for OneLock {
+    /// Locals go in reverse order, so that the lock is gone by now.
     fn drop(&mut self) {
-        if cfg!(debug_assertions) {
-            HELD.with(|h| h.set(false));
+        HELD.set(false);
+        if WAITING.get() {
+            unlocked();
         }
     }
 }
@@ -227,8 +253,8 @@ impl Wires {
     }
 }
 
-/// A doorbell that was rung is a timer that is due: the device hears it on the thread that its timers come from, never
-/// on the writer's, and pausing, saving and the instruction clock need nothing of their own.
+/// A doorbell. In real time the device hears it at once, on the thread that rings. By the instruction clock, or when the
+/// machine is paused, one that was rung is a timer that is due, so that pausing and saving need nothing of their own.
 struct Bell {
     cell: Weak<DeviceCell>,
     region: u32,
@@ -242,6 +268,9 @@ impl Bell {
     }
 
     fn ring(&self) {
+        if self.timer().at_once(&|| self.fire(0)) {
+            return;
+        }
         // One that waits to be heard keeps its time, or a guest that rings without end would never be heard.
         if self.timer().deadline().is_none() {
             self.timer().set(self.timer().now());
@@ -902,8 +931,8 @@ impl Slot {
     }
 
     /// Declares that a write of `width` bytes (0: any), of `value` if one is given, at `offset` of the device's region
-    /// `region` carries nothing but the news that it happened. The device gets [`Event::Doorbell`] in its place, from the
-    /// thread that its timers come from: at once in real time, after the instruction when instructions drive the clock.
+    /// `region` carries nothing but the news that it happened. The device gets [`Event::Doorbell`] in its place, from any
+    /// thread: at once in real time, after the instruction when instructions drive the clock.
     ///
     /// # Panics
     /// When the region was not declared before.

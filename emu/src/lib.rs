@@ -30,7 +30,7 @@ pub use clock::{Clock, Timer, TimerSink, Timers};
 pub use completion::{DISK_LATENCY, DiskPort, SavedAnswer, Ticket};
 pub use device::{
     Backends, Class, Create, Device, DeviceCell, DeviceState, Event, IrqSaved, Machine, Model, Param, ParamKind,
-    Params, Region, ResetKind, Saved, Slot, State, SystemEvent,
+    Params, Region, ResetKind, Saved, Slot, State, SystemEvent, when_unlocked,
 };
 pub use display::{Cell, Display, Picture, TextScreen};
 pub use dma::{DmaMem, IoVec};

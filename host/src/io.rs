@@ -246,6 +246,8 @@ impl IoThread {
                 io.wake();
             }
         });
+        let g = gate.clone();
+        timers.set_gate(move |f| g.try_pass(f).is_some());
         let weak: Weak<Io> = Arc::downgrade(io);
         gate.on_open.lock().unwrap().push(Box::new(move || {
             if let Some(io) = weak.upgrade() {

@@ -8,7 +8,7 @@
 //! * A driver is a modern one once it has accepted VERSION_1. Before that and without it queues are served as soon as they
 //!   have an address, since old drivers use a device before they say DRIVER_OK.
 //! * Linux before 2.6.34 does not enable bus mastering; giving a legacy queue an address does it.
-//! * A kick is a doorbell and does not stop the processor. Its work is bounded; what is left goes on by a timer.
+//! * A kick is a doorbell, and its work is bounded; what is left goes on by a timer.
 //! * Single queues are not reset (RING_RESET): only Linux's network driver would, to change their length at run time.
 //! * A driver that breaks the rules finds DEVICE_NEEDS_RESET, and nothing is done until it resets the device.
 

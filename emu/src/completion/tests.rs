@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
@@ -6,7 +7,7 @@ use crate::bench::Bench;
 use crate::device::{Backends, Device, Machine, ResetKind, Slot, State};
 use crate::ram::Ram;
 use crate::space::AddressSpace;
-use crate::{Clock, DeviceState};
+use crate::{Clock, DeviceState, when_unlocked};
 
 /// A disk whose requests the test answers, or a thread of its own.
 #[derive(Clone)]
@@ -20,7 +21,8 @@ impl Disk for Scripted {
         true
     }
     fn submit(&mut self, request: DiskRequest, ticket: Ticket) {
-        self.0.send((request, ticket)).unwrap();
+        let to = self.0.clone();
+        when_unlocked(move || to.send((request, ticket)).unwrap());
     }
     fn cancel(&mut self) {}
     fn share(&self) -> Box<dyn Disk> {
@@ -112,6 +114,36 @@ fn answers_come_by_a_timer_in_the_order_of_the_requests_that_are_done() {
     assert_eq!(cell.save().state[2], serde_json::json!([2, false, []]), "a lost request has failed");
 }
 
+fn running() -> Arc<Machine> {
+    let machine = Machine::new(AddressSpace::new(Arc::new(Ram::new(1 << 20).unwrap())), Clock::running());
+    machine.clock().resume();
+    machine
+}
+
+#[test]
+fn in_real_time_who_answers_delivers_and_only_while_the_machine_runs() {
+    let machine = running();
+    let (cell, jobs) = rig(&machine);
+    let open = Arc::new(AtomicBool::new(true));
+    let gate = open.clone();
+    machine.timers.set_gate(move |f| {
+        let open = gate.load(Ordering::Relaxed);
+        if open {
+            f();
+        }
+        open
+    });
+    ask(&cell, 1);
+    jobs.recv().unwrap().1.finish(true, vec![1; 4]);
+    assert_eq!((heard(&cell), machine.timers.next()), (vec![1], u64::MAX));
+    open.store(false, Ordering::Relaxed);
+    ask(&cell, 2);
+    jobs.recv().unwrap().1.finish(true, vec![2; 4]);
+    assert_eq!(heard(&cell), [1]);
+    machine.timers.run_due();
+    assert_eq!(heard(&cell), [1, 2]);
+}
+
 #[test]
 fn nothing_is_heard_of_what_was_cancelled() {
     let b = Bench::new();
@@ -201,8 +233,11 @@ fn a_fast_host_and_a_greedy_device_do_not_keep_the_thread() {
             Box::new(self.clone())
         }
     }
-    let machine = Machine::new(AddressSpace::new(Arc::new(Ram::new(1 << 20).unwrap())), Clock::running());
-    machine.clock().resume();
+    let machine = running();
+    machine.timers.set_gate(|f| {
+        f();
+        true
+    });
     let fast = Box::new(Fast(machine.clock().clone()));
     let backends = Backends { disks: vec![Some(fast)], ..Backends::default() };
     let create = |slot: &mut Slot| -> Result<Box<dyn Device>, String> {

@@ -245,6 +245,48 @@ fn a_doorbell_rings_in_place_of_the_write_it_names_wherever_its_region_lies() {
 }
 
 #[test]
+fn in_real_time_a_doorbell_is_heard_by_the_write() {
+    let space = AddressSpace::new(Arc::new(crate::Ram::new(1 << 20).unwrap()));
+    let machine = Machine::new(space.clone(), Clock::running());
+    let bells: Bells = Arc::default();
+    let create = |slot: &mut Slot| -> Result<Box<dyn Device>, String> {
+        slot.memory(0, BASE, 0x1000, 0, Widths::QWORD);
+        slot.doorbell(0, 0x20, 0, None);
+        let bells = Arc::clone(&bells);
+        Ok(Box::new(Counter { regs: Regs::default(), line: None, timer: None, bells, version: 3 }))
+    };
+    machine.plug_with("counter", None, Backends::default(), create).unwrap();
+    let mut bus = crate::CpuBus::new(space);
+    bus.write(BASE + 0x20, 4, 0);
+    assert!(bells.lock().unwrap().is_empty(), "nobody knows whether the machine runs");
+    assert_eq!(machine.timers.run_due(), 1);
+    machine.timers.set_gate(|f| {
+        f();
+        true
+    });
+    bus.write(BASE + 0x20, 4, 0);
+    assert_eq!((bells.lock().unwrap().len(), machine.timers.next()), (2, u64::MAX));
+}
+
+#[test]
+fn what_waits_for_the_lock_is_done_when_it_is_free() {
+    let (_b, cell, bells) = belled();
+    let note = |n| {
+        let bells = Arc::clone(&bells);
+        when_unlocked(move || bells.lock().unwrap().push((0, n)));
+    };
+    cell.with(|_| {
+        note(1);
+        note(2);
+        assert!(bells.lock().unwrap().is_empty());
+    });
+    assert_eq!(*bells.lock().unwrap(), [(0, 1), (0, 2)]);
+    note(3);
+    cell.with(|_| ());
+    assert_eq!(bells.lock().unwrap().len(), 3);
+}
+
+#[test]
 fn a_doorbell_that_was_not_heard_yet_is_saved_and_heard_before_a_reset() {
     let (mut b, cell, bells) = belled();
     b.advance(500);

@@ -56,6 +56,8 @@ enum Job {
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<(Handle, Job)>,
+    /// The thread waits for jobs.
+    idle: bool,
     /// Whose job the thread has in hand.
     working: Option<Handle>,
     /// The number of the next handle.
@@ -64,6 +66,8 @@ struct Queue {
     stalled: bool,
     /// The job in hand is given up.
     abandon: bool,
+    /// How many wait until it is done.
+    cancelling: usize,
     stop: bool,
 }
 
@@ -210,8 +214,15 @@ impl Disk for Worker {
     }
 
     fn submit(&mut self, request: DiskRequest, ticket: Ticket) {
-        self.shared().queue.lock().unwrap().jobs.push_back((self.handle, Job::Request(request, ticket)));
-        self.shared().filled.notify_one();
+        let mut queue = self.shared().queue.lock().unwrap();
+        queue.jobs.push_back((self.handle, Job::Request(request, ticket)));
+        let idle = std::mem::take(&mut queue.idle);
+        drop(queue);
+        // A thread that has work finds this behind it, and costs no system call.
+        if idle {
+            let shared = self.thread.shared.clone();
+            emu::when_unlocked(move || shared.filled.notify_one());
+        }
     }
 
     fn cancel(&mut self) {
@@ -222,7 +233,10 @@ impl Disk for Worker {
             queue.abandon = true;
             self.shared().filled.notify_all();
         }
-        drop(self.shared().done.wait_while(queue, |q| q.working == Some(self.handle)).unwrap());
+        queue.cancelling += 1;
+        let mut queue = self.shared().done.wait_while(queue, |q| q.working == Some(self.handle)).unwrap();
+        queue.cancelling -= 1;
+        drop(queue);
         // Tickets tell that they go, which takes locks of others.
         drop::<VecDeque<_>>(dropped);
     }
@@ -253,7 +267,10 @@ struct Work {
 
 impl Work {
     fn run(&mut self, shared: &Shared) {
-        let idle = |q: &mut Queue| q.jobs.is_empty() && !q.stop;
+        let idle = |q: &mut Queue| {
+            q.idle = q.jobs.is_empty() && !q.stop;
+            q.idle
+        };
         loop {
             let queue = shared.queue.lock().unwrap();
             let mut queue = if self.written {
@@ -273,22 +290,27 @@ impl Work {
             };
             queue.working = Some(handle);
             drop(queue);
-            match job {
-                Job::Request(request, ticket) => {
-                    let (ok, data) = self.serve(request, shared);
-                    ticket.finish(ok, data);
-                }
+            let answer = match job {
+                Job::Request(request, ticket) => Some((ticket, self.serve(request, shared))),
                 Job::Change(image, done) => {
                     self.settle("is lost");
                     self.image = image;
                     shared.describe(&*self.image.store);
                     let _ = done.send(());
+                    None
                 }
-            }
+            };
             let mut queue = shared.queue.lock().unwrap();
             (queue.working, queue.abandon) = (None, false);
+            let cancelling = queue.cancelling > 0;
             drop(queue);
-            shared.done.notify_all();
+            if cancelling {
+                shared.done.notify_all();
+            }
+            // The device may hear it here and now, and cancel what is left.
+            if let Some((ticket, (ok, data))) = answer {
+                ticket.finish(ok, data);
+            }
         }
     }
 
