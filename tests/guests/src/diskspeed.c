@@ -1,7 +1,7 @@
 /*
- * diskspeed DEVICE read|write|random BLOCK COUNT DEPTH: COUNT transfers of BLOCK bytes past the page cache, DEPTH of them
- * under way at a time, one after the other from the disk's first byte on, or reads at random. Says in a line how long it
- * took.
+ * diskspeed DEVICE read|write|random BLOCK COUNT DEPTH: COUNT transfers of BLOCK bytes past the page cache, DEPTH of
+ * them under way at a time, one after the other from the disk's first byte on, or reads at random. Says in a line how
+ * long it took.
  */
 
 #define _GNU_SOURCE
