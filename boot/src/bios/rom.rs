@@ -240,8 +240,14 @@ fn code(a: &mut CodeAssembler, entries: &mut Vec<(u16, CodeLabel)>) -> Result<()
         let entry = fresh_stack(a, 0, 0x7c00, boot)?;
         entries.push((at, entry));
     }
+    // Caches on, which reset leaves off: there are programs that toggle CR0.CD, and NW without it is #GP.
+    let mut entry = a.create_label();
+    a.set_label(&mut entry)?;
+    a.mov(eax, cr0)?;
+    a.and(eax, !0x6000_0000i32)?;
+    a.mov(cr0, eax)?;
     // A reset may only have been a way back from protected mode: the memory in use stays as it is.
-    let entry = fresh_stack(a, data::EBDA_BASE, data::STACK, post)?;
+    fresh_stack(a, data::EBDA_BASE, data::STACK, post)?;
     entries.push((POST, entry));
     let mut apm = a.create_label();
     a.set_label(&mut apm)?;

@@ -560,6 +560,8 @@ fn monitor() -> Result<Vec<u8>, IcedError> {
     // P and the results.
     a.set_label(&mut text)?;
     a.mov(dword_ptr(RESULT + 12), ebx)?;
+    a.mov(eax, cr0)?;
+    a.mov(dword_ptr(RESULT + 16), eax)?;
     a.mov(al, u32::from(b'P'))?;
     a.call(send)?;
     a.mov(esi, RESULT)?;
@@ -570,7 +572,7 @@ fn monitor() -> Result<Vec<u8>, IcedError> {
     a.mov(ebx, dword_ptr(esi))?;
     digits(&mut a, send)?;
     a.add(esi, 4)?;
-    a.cmp(esi, RESULT + 16)?;
+    a.cmp(esi, RESULT + 20)?;
     a.jb(number)?;
     a.mov(al, u32::from(b'\n'))?;
     a.call(send)?;

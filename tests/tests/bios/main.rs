@@ -243,6 +243,7 @@ fn every_service_answers_alike_in_real_mode_in_v86_mode_under_a_monitor_and_from
     assert_eq!((numbers[0], numbers[1]), (0, 0x7000_8086), "BIOS32 and the PCI BIOS");
     assert!(numbers[2] as usize >= list.len(), "the monitor trapped each call");
     assert_eq!(numbers[3] & 0xffff, 0x01ff, "APM's 16-bit entry");
+    assert_eq!(numbers[4] & 0x6000_0000, 0, "CR0: the caches are on");
     assert_eq!(ended.status, 1, "APM's 32-bit entry switched off");
 }
 
