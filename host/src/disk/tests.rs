@@ -266,8 +266,8 @@ fn who_has_an_image_is_named() {
     let error = refused(&scratch.0, ImageOptions::default());
     assert!(error.contains("in use") && error.contains("open already"), "{error}");
     drop(image);
-    // Another process.
-    let mut other = match std::process::Command::new("flock").arg(&scratch.0).args(["sleep", "60"]).spawn() {
+    // Another process, and only one (-F): what it starts would keep the lock.
+    let mut other = match std::process::Command::new("flock").arg("-F").arg(&scratch.0).args(["sleep", "60"]).spawn() {
         Ok(other) => other,
         Err(_) => return eprintln!("skipped: no flock(1)"),
     };
