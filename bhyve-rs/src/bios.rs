@@ -195,8 +195,8 @@ pub struct Services {
 }
 
 impl Services {
-    /// Puts ROM and port into the machine. `tables` are the firmware tables, of which those in the BIOS's segment become
-    /// part of the ROM.
+    /// Puts ROM and port into the machine. `tables` are the firmware tables, of which those in the BIOS's segment
+    /// become part of the ROM.
     ///
     /// # Errors
     /// When there is no memory for the ROM or the port's place is taken.
@@ -283,8 +283,8 @@ impl Services {
             bios.serve_latch(&mut view, service, &mut latch.words);
             return Ok(());
         }
-        // Whose memory holds a frame: nearly always it is the first processor's. Emulators of real mode in kernels (x86bios
-        // of FreeBSD) have their low memory elsewhere, but it is the machine's own.
+        // Whose memory holds a frame: nearly always it is the first processor's. Emulators of real mode in kernels
+        // (x86bios of FreeBSD) have their low memory elsewhere, but it is the machine's own.
         for paging in all.iter().map(Paging::of).chain([Paging::default()]) {
             view.paging = paging;
             if Bios::is_called(&mut view) {

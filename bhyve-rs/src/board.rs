@@ -141,8 +141,8 @@ pub struct Board {
     pub dma: Arc<I8237>,
 }
 
-/// One ISA interrupt wire leads to the 8259 pair and to the I/O APIC, where IRQ 0 arrives at pin 2. Guests listen to one
-/// of the two: at the other each edge waits for ever.
+/// One ISA interrupt wire leads to the 8259 pair and to the I/O APIC, where IRQ 0 arrives at pin 2. Guests listen to
+/// one of the two: at the other each edge waits for ever.
 struct IsaWires {
     pic: Arc<I8259>,
     ioapic: Arc<IoApic>,

@@ -1,6 +1,7 @@
 //! What a BIOS does before the guest's first instruction: PCI addresses and interrupt lines, chipset registers.
 //!
-//! Done in direct boot and by the built-in BIOS alike, again after every reset, and never when external firmware is set.
+//! Done in direct boot and by the built-in BIOS alike, again after every reset, and never when external firmware is
+//! set.
 
 use std::sync::Arc;
 

@@ -104,7 +104,8 @@ struct RunOptions {
     /// Report instructions, time, speed and exits by device at the end.
     #[arg(long)]
     stats: bool,
-    /// Show a device's every access on standard error (`bios`: every call), the log of the firmware, or all; repeatable.
+    /// Show a device's every access on standard error (`bios`: every call), the log of the firmware, or all;
+    /// repeatable.
     #[arg(long, value_name = "TARGET")]
     trace: Vec<String>,
     /// Type at COM1 and the keyboard what a file says, when it says (see script.rs); nothing else is typed at COM1.

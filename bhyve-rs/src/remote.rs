@@ -85,7 +85,8 @@ pub enum Verb {
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
-    /// Type at a machine's keyboard: text as it is, other keys by name: "reboot<enter>", "<ctrl-alt-delete>", "<wait 2>".
+    /// Type at a machine's keyboard: text as it is, other keys by name: "reboot<enter>", "<ctrl-alt-delete>", "<wait
+    /// 2>".
     Sendkeys {
         /// Its name.
         name: String,

@@ -1,5 +1,5 @@
-//! `--script FILE`: what is typed at COM1 and at the keyboard and what comes in at network cards, and when, so that a run
-//! with input is repeatable.
+//! `--script FILE`: what is typed at COM1 and at the keyboard and what comes in at network cards, and when, so that a
+//! run with input is repeatable.
 //!
 //! ```toml
 //! [[step]]

@@ -1,9 +1,9 @@
 //! A whole machine in a file, and its state in a number.
 //!
-//! The file holds a line that names the format, the length of a JSON document and the document (processors, devices, timers,
-//! clock), then the pages of the memory arena that are not zero, each behind its number. It is written beside its place and
-//! renamed, so it appears whole or not at all. The number is a digest of the same content; two machines that agree in it
-//! are in the same state.
+//! The file holds a line that names the format, the length of a JSON document and the document (processors, devices,
+//! timers, clock), then the pages of the memory arena that are not zero, each behind its number. It is written beside
+//! its place and renamed, so it appears whole or not at all. The number is a digest of the same content; two machines
+//! that agree in it are in the same state.
 
 use std::collections::BTreeMap;
 use std::fs::File;

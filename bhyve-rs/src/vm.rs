@@ -473,8 +473,8 @@ impl Instance {
         self.screen.clone()
     }
 
-    /// Runs until the machine ends, or its processors have executed `until` instructions: then there is no way in which it
-    /// ended. The second value is for the user, if there is something to say. It runs once.
+    /// Runs until the machine ends, or its processors have executed `until` instructions: then there is no way in which
+    /// it ended. The second value is for the user, if there is something to say. It runs once.
     pub fn run(&mut self, until: Option<u64>) -> (Option<Ended>, Option<String>) {
         if let Some(n) = until {
             self.runner.pause_at(n);

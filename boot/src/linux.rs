@@ -7,8 +7,8 @@
 //! command line pointer. memtest86+ 6 and later speaks the same protocol in both forms, without the relocation and
 //! initrd parts.
 //!
-//! What else the setup code does is to refuse a processor that lacks what the kernel was built for; past it, such a kernel
-//! dies without a word. It holds the names of what is needed, to print them ([`required_features`]).
+//! What else the setup code does is to refuse a processor that lacks what the kernel was built for; past it, such a
+//! kernel dies without a word. It holds the names of what is needed, to print them ([`required_features`]).
 //!
 //! Source: Documentation/arch/x86/boot.rst and zero-page.rst of the Linux tree.
 

@@ -1,10 +1,10 @@
-//! Firmware tables as files for external firmware: ACPI tables with the script that says where they refer to each other,
-//! and SMBIOS.
+//! Firmware tables as files for external firmware: ACPI tables with the script that says where they refer to each
+//! other, and SMBIOS.
 //!
-//! SeaBIOS and OVMF take them from fw_cfg. The script, `etc/table-loader`, consists of commands of 128 bytes: allocate a
-//! file, add a file's address to a pointer, make a checksum. Pointers hold offsets in the file that they point into,
-//! and checksums are zero until the firmware has made them. OVMF copies what the pointers lead to and makes root
-//! tables of its own.
+//! SeaBIOS and OVMF take them from fw_cfg. The script, `etc/table-loader`, consists of commands of 128 bytes: allocate
+//! a file, add a file's address to a pointer, make a checksum. Pointers hold offsets in the file that they point into,
+//! and checksums are zero until the firmware has made them. OVMF copies what the pointers lead to and makes root tables
+//! of its own.
 //!
 //! Source: QEMU's interface to firmware as SeaBIOS (romfile_loader) and OVMF (QemuLoader) read it.
 

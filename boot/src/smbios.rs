@@ -2,8 +2,8 @@
 //!
 //! The 32-bit entry point and all structures lie in the BIOS area, where a BSD boot loader looks for them to make its
 //! `smbios.*` variables. Version 2.7, since it can state memory of any size in one device; readers of 2.4 take the
-//! longer structures too; without ACPI it calls itself 2.3. Types 0, 1, 2 (if the machine has a board), 3, 4, 16, 17, 19, 32 and 127.
-//! Source: DMTF DSP0134, System Management BIOS Reference Specification 2.7.1.
+//! longer structures too; without ACPI it calls itself 2.3. Types 0, 1, 2 (if the machine has a board), 3, 4, 16, 17,
+//! 19, 32 and 127. Source: DMTF DSP0134, System Management BIOS Reference Specification 2.7.1.
 
 use crate::bytes::Put;
 use crate::memory::MemoryMap;

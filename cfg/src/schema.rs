@@ -2,7 +2,8 @@
 //!
 //! Which words name a profile, a guest, a board, a processor or a device model is the caller's to say; the classes
 //! asked of its [`Catalogue`](crate::Catalogue) are `profile`, `guest`, `board`, `cpu`, `cpu-feature`, `disk`, `cd`,
-//! `floppy`, `nic`, `device` and `screen`. A model brings the keys that its device declares to the section that names it.
+//! `floppy`, `nic`, `device` and `screen`. A model brings the keys that its device declares to the section that names
+//! it.
 
 use crate::key::{Key, Kind, PathCheck, Rule, Section, Shape};
 

@@ -1,8 +1,8 @@
 //! CPUID: the leaves of a [`Model`].
 //!
-//! Bits that mirror a register (OSXSAVE, APIC, SYSCALL outside 64-bit mode) or follow from the machine (hypervisor, HTT)
-//! are computed. A leaf beyond the highest shows that one's, as Intel's processors have it; software that looks for
-//! leaf 80000000 on one without extended leaves finds a number that is too small.
+//! Bits that mirror a register (OSXSAVE, APIC, SYSCALL outside 64-bit mode) or follow from the machine (hypervisor,
+//! HTT) are computed. A leaf beyond the highest shows that one's, as Intel's processors have it; software that looks
+//! for leaf 80000000 on one without extended leaves finds a number that is too small.
 
 use crate::feature::Feature::{Apic, Clflush, Ht, Lm, Syscall, Xsave};
 use crate::feature::Word;

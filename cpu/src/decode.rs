@@ -5,8 +5,8 @@
 //! (integer, system, x87, and MMX with SSE), each of which has a `select`.
 //!
 //! An undefined opcode is an instruction too: one that raises #UD. So are VEX, EVEX and XOP encodings, a LOCK prefix
-//! where none may stand, opcodes that 64-bit mode took away, and what the model does not have ([`isa`]). What the processor cannot tell from the bytes it has
-//! is a [`DecodeError`].
+//! where none may stand, opcodes that 64-bit mode took away, and what the model does not have ([`isa`]). What the
+//! processor cannot tell from the bytes it has is a [`DecodeError`].
 //!
 //! Branches follow Intel: the operand size prefix is ignored by near branches in 64-bit code (AMD cuts RIP to 16 bits).
 
@@ -162,8 +162,8 @@ pub(crate) fn decode(bytes: &[u8], mode: Mode) -> Result<Insn, DecodeError> {
 }
 
 /// Decodes the instruction at the start of `bytes` for a processor with these features in `mode`. [`Insn::next`] is its
-/// length: it stands alone in its block until [`rebase`] moves it. `bytes` need not be more than 15. If a Jcc with condition
-/// `jcc` follows, the handler may do the work of both.
+/// length: it stands alone in its block until [`rebase`] moves it. `bytes` need not be more than 15. If a Jcc with
+/// condition `jcc` follows, the handler may do the work of both.
 pub(crate) fn decode_for(bytes: &[u8], mode: Mode, features: Features, jcc: Option<u8>) -> Result<Insn, DecodeError> {
     let mut c = Cursor { bytes, at: 0 };
     let long = mode.has(Mode::LONG);

@@ -63,7 +63,8 @@ const NO_LINK: Link = Link { delta: 0, block: NONE, stamp: 0 };
 enum End {
     /// Nothing.
     Near,
-    /// What devices can: interrupts, timers, another map, code that is out of date; but no change of mode or translation.
+    /// What devices can: interrupts, timers, another map, code that is out of date; but no change of mode or
+    /// translation.
     Device,
     /// Anything.
     Any,
@@ -118,7 +119,8 @@ pub struct Engine {
     alone: HashSet<u64>,
     /// Counts how often everything was dropped.
     era: u64,
-    /// Counts the pages that came to hold code; processors that have not seen the last one drop their write translations.
+    /// Counts the pages that came to hold code; processors that have not seen the last one drop their write
+    /// translations.
     epoch: u64,
 }
 
@@ -384,8 +386,8 @@ impl Engine {
         self.build(cpu, at, cpu.mode, page.0)
     }
 
-    /// Decodes the block at arena address `at`, or with a `second` page the instruction there alone. `None` when it does
-    /// not lie in one page, or in the two.
+    /// Decodes the block at arena address `at`, or with a `second` page the instruction there alone. `None` when it
+    /// does not lie in one page, or in the two.
     #[cold]
     fn build(&mut self, cpu: &mut Cpu, at: u64, mode: Mode, second: u64) -> Option<u32> {
         if self.ops.len() + MAX_SLOTS > ARENA {

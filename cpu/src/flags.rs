@@ -1,10 +1,10 @@
 //! The six arithmetic flags, lazily.
 //!
-//! An operation leaves its result, sign-extended to 64 bits, and one word from which the flags that the result does not tell
-//! are a shift away. The word's top two bits are the carries out of, and into, the operand's sign bit (CF is the first, OF
-//! their difference), bit 3 is the carry out of bit 3 (AF), and bits 4 and 8 to 15 correct SF and PF where flags are set
-//! from outside (POPF, SAHF) to what no result has. So CF alone can be replaced (INC, rotates), without a record of which
-//! operation it was.
+//! An operation leaves its result, sign-extended to 64 bits, and one word from which the flags that the result does not
+//! tell are a shift away. The word's top two bits are the carries out of, and into, the operand's sign bit (CF is the
+//! first, OF their difference), bit 3 is the carry out of bit 3 (AF), and bits 4 and 8 to 15 correct SF and PF where
+//! flags are set from outside (POPF, SAHF) to what no result has. So CF alone can be replaced (INC, rotates), without a
+//! record of which operation it was.
 
 use serde::{Deserialize, Serialize};
 

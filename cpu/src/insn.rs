@@ -65,7 +65,8 @@ pub const REPNE: u8 = 0x08;
 pub const END: u8 = 0x10;
 /// The handler executes but this one instruction, where others go on with the next.
 pub const PLAIN: u8 = 0x20;
-/// Shift of the operand size in [`Insn::flags`], 0 for 16 bits, 1 for 32, 2 for 64 (of what is not in the handler's type).
+/// Shift of the operand size in [`Insn::flags`], 0 for 16 bits, 1 for 32, 2 for 64 (of what is not in the handler's
+/// type).
 pub const OSIZE_SHIFT: u32 = 6;
 
 /// [`Insn::op`] of what stands between instructions and is none.
@@ -120,8 +121,8 @@ impl Insn {
     }
 }
 
-/// Ends a handler by executing the next instruction. In an optimised build this is a jump; in any other the stack grows,
-/// but not beyond the frames of the few instructions that a block has.
+/// Ends a handler by executing the next instruction. In an optimised build this is a jump; in any other the stack
+/// grows, but not beyond the frames of the few instructions that a block has.
 #[inline(always)]
 pub(crate) fn go_on(cpu: &mut Cpu, i: &Insn) -> Res {
     let next = i.following();
@@ -280,6 +281,6 @@ impl Dec {
     }
 }
 
-/// A selector: sets the handler and what else of the [`Insn`] depends on the instruction ([`END`], register codes of 8-bit
-/// operands). `None` is #UD.
+/// A selector: sets the handler and what else of the [`Insn`] depends on the instruction ([`END`], register codes of
+/// 8-bit operands). `None` is #UD.
 pub type Select = fn(&mut Insn, &Dec) -> Option<Handler>;

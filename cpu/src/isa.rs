@@ -1,7 +1,7 @@
 //! Which feature an instruction came with. On a processor without it the opcode is undefined.
 //!
-//! Source: the CPUID feature flag column of the Intel SDM volume 2, and AMD's volume 3 for its extensions to MMX. What a
-//! feature needs in turn ([`Feature::needs`]) is not repeated: whoever has SSE2 has MMX.
+//! Source: the CPUID feature flag column of the Intel SDM volume 2, and AMD's volume 3 for its extensions to MMX. What
+//! a feature needs in turn ([`Feature::needs`]) is not repeated: whoever has SSE2 has MMX.
 
 use crate::feature::Feature::*;
 use crate::feature::Features;

@@ -1,9 +1,10 @@
 //! The local APIC (Intel SDM volume 3, chapter 11): xAPIC and x2APIC, version 14h, six local vectors.
 //!
-//! A leaf chip with a lock of its own: devices, the I/O APIC and other processors signal it from any thread, and it tells
-//! its processor by one atomic word that the run loop looks at between blocks. Its timer counts at 1 GHz before the divider
-//! and lives on the machine's timers. Not modelled: thermal and performance interrupts (their vectors only hold what is
-//! written), SMI, and bus arbitration (lowest priority goes to the lowest task priority, then the lowest id).
+//! A leaf chip with a lock of its own: devices, the I/O APIC and other processors signal it from any thread, and it
+//! tells its processor by one atomic word that the run loop looks at between blocks. Its timer counts at 1 GHz before
+//! the divider and lives on the machine's timers. Not modelled: thermal and performance interrupts (their vectors only
+//! hold what is written), SMI, and bus arbitration (lowest priority goes to the lowest task priority, then the lowest
+//! id).
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
@@ -101,8 +102,8 @@ impl LapicState {
             sipi: None,
         };
         if bsp {
-            // Virtual wire mode, which a BIOS sets up: a kernel started without one and told not to use the APIC expects
-            // its 8259 to be heard.
+            // Virtual wire mode, which a BIOS sets up: a kernel started without one and told not to use the APIC
+            // expects its 8259 to be heard.
             s.lvt[LVT_LINT0] = mode::EXTINT << 8;
         }
         s

@@ -5,13 +5,13 @@
 //!
 //! Signatures, feature sets, caches and brand strings are those of parts that were common, as their makers' CPUID
 //! documents (Intel AP-485, AMD 20734 and 25481) and their owners' /proc/cpuinfo have them, less what this processor
-//! does not do: power management and thermal sensors, MONITOR, virtual machines, 3DNow!, serial numbers. No part runs at
-//! the clock rate in its brand string.
+//! does not do: power management and thermal sensors, MONITOR, virtual machines, 3DNow!, serial numbers. No part runs
+//! at the clock rate in its brand string.
 //!
-//! `x86-64-v2` is nobody's part. It has the signature of an in-order Intel Atom (family 6, model 36h): systems since 2018
-//! decide by the signature which speculation faults to work around, and these have none, so Linux leaves page-table
-//! isolation, return trampolines and buffer flushes off; IA32_ARCH_CAPABILITIES says the same to those that ask it
-//! (FreeBSD, OpenBSD, NetBSD).
+//! `x86-64-v2` is nobody's part. It has the signature of an in-order Intel Atom (family 6, model 36h): systems since
+//! 2018 decide by the signature which speculation faults to work around, and these have none, so Linux leaves
+//! page-table isolation, return trampolines and buffer flushes off; IA32_ARCH_CAPABILITIES says the same to those that
+//! ask it (FreeBSD, OpenBSD, NetBSD).
 
 use crate::feature::Feature::{self, *};
 use crate::feature::Features;

@@ -1,7 +1,7 @@
 //! The run loop: what happens between instructions, and the plain interpreter.
 //!
-//! The order at an instruction boundary is the architecture's (SDM volume 3, 6.9): traps of the instruction before, INIT,
-//! NMI, interrupts. STI, MOV SS and POP SS hold the last two back for one instruction.
+//! The order at an instruction boundary is the architecture's (SDM volume 3, 6.9): traps of the instruction before,
+//! INIT, NMI, interrupts. STI, MOV SS and POP SS hold the last two back for one instruction.
 
 use std::sync::Arc;
 

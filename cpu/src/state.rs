@@ -120,15 +120,15 @@ pub struct Msrs {
 ///
 /// Everything that a guest can see is in here; the framework saves it with [`Cpu::save`].
 pub struct Cpu {
-    /// RAX to R15, then the pseudo registers [`crate::insn::ZERO`], `BLOCK` and `NEXT`, then padding to a power of two so
-    /// that a masked number never needs a bounds check.
+    /// RAX to R15, then the pseudo registers [`crate::insn::ZERO`], `BLOCK` and `NEXT`, then padding to a power of two
+    /// so that a masked number never needs a bounds check.
     pub(crate) gpr: [u64; 32],
     /// RIP. While a block runs: the address behind it, or the target of the jump that ended it.
     pub(crate) rip: u64,
     /// CF, PF, AF, ZF, SF and OF, lazily.
     pub(crate) flags: Flags,
-    /// The other bits of RFLAGS (TF 8, IF 9, DF 10, IOPL 12-13, NT 14, RF 16, VM 17, AC 18, VIF 19, VIP 20, ID 21). The six
-    /// arithmetic bits are 0 here and bit 1 is 1.
+    /// The other bits of RFLAGS (TF 8, IF 9, DF 10, IOPL 12-13, NT 14, RF 16, VM 17, AC 18, VIF 19, VIP 20, ID 21). The
+    /// six arithmetic bits are 0 here and bit 1 is 1.
     pub(crate) rflags: u64,
     /// ES CS SS DS FS GS.
     pub(crate) seg: [Segment; 8],

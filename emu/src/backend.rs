@@ -1,6 +1,7 @@
 //! What devices want of the host: disks, networks, character streams. Implemented in `host`.
 //!
-//! Nothing here waits. A request carries what it owns, the answer comes back as an [`crate::Event`] to the device's cell.
+//! Nothing here waits. A request carries what it owns, the answer comes back as an [`crate::Event`] to the device's
+//! cell.
 
 use std::sync::Weak;
 

@@ -72,8 +72,8 @@ impl CpuBus {
         self.space.generation()
     }
 
-    /// A CPU that caches translations starts to run, with those of `generation`. It looks at [`CpuBus::generation`] before
-    /// it goes by them.
+    /// A CPU that caches translations starts to run, with those of `generation`. It looks at [`CpuBus::generation`]
+    /// before it goes by them.
     pub fn starts(&self, generation: u64) {
         self.follower.starts(generation);
     }

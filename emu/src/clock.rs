@@ -171,8 +171,8 @@ impl Timers {
         let _ = self.earlier.set(Box::new(f));
     }
 
-    /// `gate` is asked by those who would rather hand something to a device at once than wake somebody up for a timer. It
-    /// runs what it is given while the machine runs, and otherwise says no. Only the first call counts.
+    /// `gate` is asked by those who would rather hand something to a device at once than wake somebody up for a timer.
+    /// It runs what it is given while the machine runs, and otherwise says no. Only the first call counts.
     pub fn set_gate(&self, gate: impl Fn(&dyn Fn()) -> bool + Send + Sync + 'static) {
         let _ = self.gate.set(Box::new(gate));
     }

@@ -169,7 +169,8 @@ impl Queue {
 impl TimerSink for Queue {
     fn fire(&self, _: u32) {
         let Some(cell) = self.to.upgrade() else { return };
-        // What the device asks for when it gets an answer waits for the next time, or a fast host would keep the thread.
+        // What the device asks for when it gets an answer waits for the next time, or a fast host would keep the
+        // thread.
         let before = self.under_way.lock().unwrap().next;
         // Answers leave the list under the device's lock: whoever cancels under it meets none on its way.
         cell.with(|device| {
@@ -194,8 +195,8 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Answers. `data` is what [`crate::backend::DiskOp::ReadBytes`] read. Nobody hears it if the request was cancelled.
-    /// The device may hear it from this thread, which should hold no lock of its own.
+    /// Answers. `data` is what [`crate::backend::DiskOp::ReadBytes`] read. Nobody hears it if the request was
+    /// cancelled. The device may hear it from this thread, which should hold no lock of its own.
     pub fn finish(mut self, ok: bool, data: Vec<u8>) {
         self.answer = Some((ok, data));
     }

@@ -155,9 +155,9 @@ pub(crate) fn holds_device() -> bool {
     HELD.get()
 }
 
-/// Runs `f` as soon as this thread holds no device's lock. Waking a thread takes long enough for it to come and wait for the
-/// lock that is still held, so whoever asks another thread for something on behalf of a device does that here. `f` must not
-/// touch a device.
+/// Runs `f` as soon as this thread holds no device's lock. Waking a thread takes long enough for it to come and wait
+/// for the lock that is still held, so whoever asks another thread for something on behalf of a device does that here.
+/// `f` must not touch a device.
 pub fn when_unlocked(f: impl FnOnce() + 'static) {
     if !holds_device() {
         return f();
@@ -253,8 +253,9 @@ impl Wires {
     }
 }
 
-/// A doorbell. In real time the device hears it at once, on the thread that rings. By the instruction clock, or when the
-/// machine is paused, one that was rung is a timer that is due, so that pausing and saving need nothing of their own.
+/// A doorbell. In real time the device hears it at once, on the thread that rings. By the instruction clock, or when
+/// the machine is paused, one that was rung is a timer that is due, so that pausing and saving need nothing of their
+/// own.
 struct Bell {
     cell: Weak<DeviceCell>,
     region: u32,
@@ -931,8 +932,8 @@ impl Slot {
     }
 
     /// Declares that a write of `width` bytes (0: any), of `value` if one is given, at `offset` of the device's region
-    /// `region` carries nothing but the news that it happened. The device gets [`Event::Doorbell`] in its place, from any
-    /// thread: at once in real time, after the instruction when instructions drive the clock.
+    /// `region` carries nothing but the news that it happened. The device gets [`Event::Doorbell`] in its place, from
+    /// any thread: at once in real time, after the instruction when instructions drive the clock.
     ///
     /// # Panics
     /// When the region was not declared before.

@@ -1,8 +1,8 @@
 //! What a display adapter shows, for whoever wants to look.
 //!
 //! Viewers come and go and have frame rates of their own, so an adapter does not send pictures: whoever has its cell
-//! takes one ([`crate::Device::display`]). Looking changes nothing that the guest could notice, and is allowed while the
-//! machine is paused.
+//! takes one ([`crate::Device::display`]). Looking changes nothing that the guest could notice, and is allowed while
+//! the machine is paused.
 
 /// A character cell as a guest wrote it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

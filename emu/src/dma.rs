@@ -57,8 +57,8 @@ impl IoVec {
     }
 }
 
-/// A device's window on guest memory. It reaches only RAM: elsewhere reads give ones and writes vanish, as they do while
-/// the device's bus-master enable is clear.
+/// A device's window on guest memory. It reaches only RAM: elsewhere reads give ones and writes vanish, as they do
+/// while the device's bus-master enable is clear.
 #[derive(Clone)]
 pub struct DmaMem {
     space: Arc<AddressSpace>,
@@ -136,8 +136,8 @@ impl DmaMem {
         self.write(gpa, &value.to_le_bytes());
     }
 
-    /// Appends `len` bytes from `gpa` to a request. `false`, with `iov` unchanged, when any byte is not RAM or bus mastering
-    /// is off.
+    /// Appends `len` bytes from `gpa` to a request. `false`, with `iov` unchanged, when any byte is not RAM or bus
+    /// mastering is off.
     pub fn gather(&self, iov: &mut IoVec, gpa: u64, len: u64, write: bool) -> bool {
         if !self.enabled() || gpa.checked_add(len).is_none() {
             return false;

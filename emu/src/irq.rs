@@ -20,8 +20,8 @@ pub trait MsiSink: Send + Sync {
     /// A device wrote `data` to `addr`.
     fn msi(&self, addr: u64, data: u32);
 
-    /// Whether the interrupt of such a message waits for a processor to take it: another one would merge with it. `false`
-    /// where that cannot be known.
+    /// Whether the interrupt of such a message waits for a processor to take it: another one would merge with it.
+    /// `false` where that cannot be known.
     fn pending(&self, _addr: u64, _data: u32) -> bool {
         false
     }
@@ -42,8 +42,8 @@ struct Wire {
     up: Mutex<u32>,
 }
 
-/// One output on a wire. Clones of a line share the wire, each with an output of its own: the wire is high while any output
-/// is (wire-OR). An output that is dropped goes low.
+/// One output on a wire. Clones of a line share the wire, each with an output of its own: the wire is high while any
+/// output is (wire-OR). An output that is dropped goes low.
 pub struct IrqLine {
     wire: Option<Arc<Wire>>,
     level: AtomicBool,

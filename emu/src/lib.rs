@@ -5,8 +5,8 @@
 //! * A [`Device`] has `&mut self` and no locks; the framework holds the one device lock while it runs ([`DeviceCell`]).
 //!   A thread holds at most one device lock; below it there are only leaf locks (interrupt chips, timers, the address
 //!   space), which never call up into a device. Debug builds assert this.
-//! * Guest RAM is never borrowed: [`Ram`] hands out copies, made by volatile accesses, and a raw pointer to the CPU back
-//!   ends. Devices reach it through [`DmaMem`], which obeys the bus-master bit.
+//! * Guest RAM is never borrowed: [`Ram`] hands out copies, made by volatile accesses, and a raw pointer to the CPU
+//!   back ends. Devices reach it through [`DmaMem`], which obeys the bus-master bit.
 //! * Time comes from [`Clock`], never from the operating system. It stops with the machine.
 //! * A guest's bad access is not an error: reads of nothing give ones, writes to nothing vanish.
 

@@ -1,11 +1,12 @@
-//! Guest memory: one reserved arena of host address space that every RAM, ROM and frame buffer of the machine is cut from.
+//! Guest memory: one reserved arena of host address space that every RAM, ROM and frame buffer of the machine is cut
+//! from.
 //!
 //! A [`RamAddr`] names a byte by its place in the arena, whatever guest physical address it appears at; shadowed and
 //! aliased memory so has one name, which is what code caches, dirty logs and saved images are keyed by.
 //!
-//! The guest and its devices write this memory while we read it, so no Rust reference to it ever exists: all access is by
-//! volatile copies. Beside each page there is a word of 64 bits, one for each 64-byte line, that says where the software
-//! CPU holds decoded code; a write to such a line is reported to it.
+//! The guest and its devices write this memory while we read it, so no Rust reference to it ever exists: all access is
+//! by volatile copies. Beside each page there is a word of 64 bits, one for each 64-byte line, that says where the
+//! software CPU holds decoded code; a write to such a line is reported to it.
 
 use std::io;
 use std::sync::Mutex;
@@ -157,8 +158,8 @@ impl Ram {
         unsafe { self.memory.base.add(addr.0 as usize) }
     }
 
-    /// Copies out of guest memory. An aligned word of 2, 4 or 8 bytes that is all there is to copy, or lies between such
-    /// words, is read at once: ring indices and ownership bits are never seen half written.
+    /// Copies out of guest memory. An aligned word of 2, 4 or 8 bytes that is all there is to copy, or lies between
+    /// such words, is read at once: ring indices and ownership bits are never seen half written.
     ///
     /// # Panics
     /// When the range is not in the arena.
@@ -210,7 +211,8 @@ impl Ram {
         self.wrote(addr, data.len() as u64);
     }
 
-    /// Must follow every write to guest memory that did not go through [`Ram::write`] or the CPU that owns the code cache.
+    /// Must follow every write to guest memory that did not go through [`Ram::write`] or the CPU that owns the code
+    /// cache.
     pub fn wrote(&self, addr: RamAddr, len: u64) {
         if len == 0 {
             return;

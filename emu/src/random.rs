@@ -1,8 +1,8 @@
 //! Random numbers of a machine: for what gives them to its guest, and for what is made up when it is assembled.
 //!
-//! Real numbers come from the host's operating system. When instructions drive the clock they come from the machine's seed,
-//! by xoshiro256** (Blackman and Vigna, 2018), and are part of the machine's state: a run can be repeated, and a guest must
-//! not keep secrets by them.
+//! Real numbers come from the host's operating system. When instructions drive the clock they come from the machine's
+//! seed, by xoshiro256** (Blackman and Vigna, 2018), and are part of the machine's state: a run can be repeated, and a
+//! guest must not keep secrets by them.
 
 use std::fs::File;
 use std::io::Read;

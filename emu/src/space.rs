@@ -224,7 +224,8 @@ fn ram_at(ranges: &[FlatRange], gpa: u64) -> Option<(RamAddr, u64)> {
 
 /// A back end that keeps page tables of its own. It is called with the space's lock held: it must not change the space.
 pub trait MapListener: Send + Sync {
-    /// Follow `map`. On return no processor reaches memory by the map before; the change that made it returns afterwards.
+    /// Follow `map`. On return no processor reaches memory by the map before; the change that made it returns
+    /// afterwards.
     fn changed(&self, map: &Map);
 
     /// Tell the arena ([`Ram::mark_dirty`]) which pages were written through the page tables since the last call.
@@ -411,10 +412,10 @@ impl AddressSpace {
         });
     }
 
-    /// The pages of `block` written since the last call, as offsets in pages from its start; empty while the log is off.
-    /// Nothing that was written before the call is missing. A processor that runs may write on to a page that it wrote just
-    /// before, by what it remembers, until it looks at the map: such a page is among those of later calls again, until one
-    /// that comes after that.
+    /// The pages of `block` written since the last call, as offsets in pages from its start; empty while the log is
+    /// off. Nothing that was written before the call is missing. A processor that runs may write on to a page that it
+    /// wrote just before, by what it remembers, until it looks at the map: such a page is among those of later calls
+    /// again, until one that comes after that.
     pub fn harvest_dirty(&self, block: &RamBlock) -> Vec<u64> {
         let first = block.start.page();
         let range = first..first + block.len / crate::ram::PAGE_SIZE;

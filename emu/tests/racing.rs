@@ -1,9 +1,9 @@
 //! Devices that walk descriptor chains while the guest rewrites them, and the memory map under them.
 //!
-//! The ring walker here is how a device should do it: each descriptor is fetched once into host memory and judged there,
-//! the work of one kick is bounded and goes on with the next. What it then uses must follow from the bytes that it
-//! fetched, whatever the memory holds by now; a walker that looks twice is caught by the same check. The map changes as
-//! well, so that what was RAM when a request was made is none when it is carried out.
+//! The ring walker here is how a device should do it: each descriptor is fetched once into host memory and judged
+//! there, the work of one kick is bounded and goes on with the next. What it then uses must follow from the bytes that
+//! it fetched, whatever the memory holds by now; a walker that looks twice is caught by the same check. The map changes
+//! as well, so that what was RAM when a request was made is none when it is carried out.
 //!
 //! The guest is a stream of random writes from a fixed seed, on threads of its own. `BHYVE_RS_FUZZ_CASES` (default 50)
 //! says how many hundreds of kicks each walker gets.

@@ -1,5 +1,5 @@
-//! The terminal that the program was started from: raw while it is a guest's console, and with a screen of its own while
-//! it shows the guest's; as it was found whenever the program is not running.
+//! The terminal that the program was started from: raw while it is a guest's console, and with a screen of its own
+//! while it shows the guest's; as it was found whenever the program is not running.
 //!
 //! "Whenever" means: a normal end and `exit` (by atexit), a panic (by a hook, for the program is built to abort), a
 //! crash (by handlers that put the terminal right and then let the signal end the program), the signals that

@@ -1,5 +1,5 @@
-//! What every back end must do, as one suite: each function below is a test of a [`Hypervisor`], and [`suite`] makes them
-//! the tests of one. The guests are a few instructions in real mode; they tell what they see on port 100.
+//! What every back end must do, as one suite: each function below is a test of a [`Hypervisor`], and [`suite`] makes
+//! them the tests of one. The guests are a few instructions in real mode; they tell what they see on port 100.
 //!
 //! No test sleeps: a guest's reports are waited for, and what must not happen is looked for after something that comes
 //! later.

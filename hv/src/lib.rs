@@ -1,9 +1,10 @@
 //! Hypervisor back ends behind one set of traits: the software CPU anywhere, vmm(4) on FreeBSD, KVM on Linux.
 //!
 //! A [`Hypervisor`] makes a [`Vm`] for a machine that is already there: memory, ports and chips belong to the
-//! [`emu::Machine`], and the back end follows its address space. [`Vm::caps`] says which chips the back end brings itself;
-//! the board builds the rest. A [`Vcpu`] runs until its thread has something to act on; port and memory accesses call the
-//! bus inside and never come out. [`Runner`] is the threads: start, pause with a barrier, resume, stop.
+//! [`emu::Machine`], and the back end follows its address space. [`Vm::caps`] says which chips the back end brings
+//! itself; the board builds the rest. A [`Vcpu`] runs until its thread has something to act on; port and memory
+//! accesses call the bus inside and never come out. [`Runner`] is the threads: start, pause with a barrier, resume,
+//! stop.
 //!
 //! There is no call to map memory. A back end with page tables of its own listens to the address space
 //! ([`emu::MapListener`], [`MemoryMap`] does the work) and has followed every change before the access that caused it
@@ -11,11 +12,12 @@
 //! [`emu::AddressSpace::harvest_dirty`] asks the listeners for what they know.
 //!
 //! Calls on a [`Vcpu`] are made by the thread that runs it, or by another while the processors are paused
-//! ([`Runner::with_vcpus`]); those on a [`Vm`] from any thread at any time. All that the kernels of vmm(4) and KVM want of
-//! a processor that is not running therefore belongs to the former. Neither kind of call is made from within a bus access.
+//! ([`Runner::with_vcpus`]); those on a [`Vm`] from any thread at any time. All that the kernels of vmm(4) and KVM want
+//! of a processor that is not running therefore belongs to the former. Neither kind of call is made from within a bus
+//! access.
 //!
-//! [`cpu::Regs`] is the state of a processor in every back end's terms. What a back end cannot reach of it, it says by the
-//! name of the field ([`Vcpu::lacks`]).
+//! [`cpu::Regs`] is the state of a processor in every back end's terms. What a back end cannot reach of it, it says by
+//! the name of the field ([`Vcpu::lacks`]).
 
 #[cfg(test)]
 mod conformance;
@@ -104,8 +106,8 @@ pub trait Vm: Send + Sync {
     /// Processor pins: line 0 is INTR of processor 0 (LINT0), line 1 its NMI (LINT1).
     fn pins(&self) -> Arc<dyn IrqSink>;
 
-    /// How an ExtINT is acknowledged, when the 8259 is not the back end's: called by processor 0's thread at the moment at
-    /// which it takes the interrupt, with no lock held, for the vector. Set once.
+    /// How an ExtINT is acknowledged, when the 8259 is not the back end's: called by processor 0's thread at the moment
+    /// at which it takes the interrupt, with no lock held, for the vector. Set once.
     fn on_ack(&self, ack: Ack);
 
     /// Who hears the end of level-triggered interrupts, when the I/O APIC is not the back end's. Set once.
@@ -170,14 +172,15 @@ pub trait Vcpu: Send {
     /// Sets the architectural state.
     ///
     /// # Errors
-    /// [`Lacking`] when a field that the back end lacks has another value than [`Vcpu::regs`] gives; nothing is set then.
+    /// [`Lacking`] when a field that the back end lacks has another value than [`Vcpu::regs`] gives; nothing is set
+    /// then.
     fn set_regs(&mut self, regs: &cpu::Regs) -> anyhow::Result<()>;
 
     /// Power-on state.
     fn reset(&mut self);
 
-    /// Makes the processor take an exception before its next instruction, as if the instruction at RIP had raised it: with
-    /// the error code, if it has one here, and CR2 set for a page fault. It ends HLT.
+    /// Makes the processor take an exception before its next instruction, as if the instruction at RIP had raised it:
+    /// with the error code, if it has one here, and CR2 set for a page fault. It ends HLT.
     ///
     /// # Errors
     /// What the back end cannot inject (vmm(4) no double fault), or that another exception waits.

@@ -1,8 +1,9 @@
 //! Memory as the page tables of a back end want it: slots of guest physical memory with one host address each.
 //!
-//! An address space says of reads and of writes separately where they lead. A slot is a stretch of pages that reads take
-//! from one place of the arena; it is writable if writes go to the same place. All else traps and goes through the bus,
-//! which knows better: writes to a ROM, writes to the RAM below a ROM that shadows it, odd bytes of RAM beside a device.
+//! An address space says of reads and of writes separately where they lead. A slot is a stretch of pages that reads
+//! take from one place of the arena; it is writable if writes go to the same place. All else traps and goes through the
+//! bus, which knows better: writes to a ROM, writes to the RAM below a ROM that shadows it, odd bytes of RAM beside a
+//! device.
 
 use std::sync::{Arc, Mutex};
 

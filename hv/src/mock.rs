@@ -1,6 +1,7 @@
-//! A back end without a processor: it plays the instructions of a [`Listing`] by their meaning. It is there for what the
-//! suite says of everything around a processor: threads, kicks, the pause barrier, memory that is mapped and unmapped by
-//! a listener, refusal of state. Memory it reaches only through the slots that it was told of, as a kernel would.
+//! A back end without a processor: it plays the instructions of a [`Listing`] by their meaning. It is there for what
+//! the suite says of everything around a processor: threads, kicks, the pause barrier, memory that is mapped and
+//! unmapped by a listener, refusal of state. Memory it reaches only through the slots that it was told of, as a kernel
+//! would.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};

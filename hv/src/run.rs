@@ -12,8 +12,8 @@ use crate::{Exit, Vcpu, Vm};
 /// Instructions that a processor runs before the next one on the same thread has its turn.
 const SLICE: u64 = 20_000;
 
-/// Nanoseconds for which a thread with nothing to run waits awake for a timer: to sleep and to be woken would take longer,
-/// on a busy host much longer, and ticks that are caught up come in such haste.
+/// Nanoseconds for which a thread with nothing to run waits awake for a timer: to sleep and to be woken would take
+/// longer, on a busy host much longer, and ticks that are caught up come in such haste.
 const NAP: u64 = 100_000;
 
 /// What a runner tells its owner.
@@ -88,7 +88,8 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Takes over the processors of `vm`, paused. `tell` is called from their threads and must only pass the outcome on.
+    /// Takes over the processors of `vm`, paused. `tell` is called from their threads and must only pass the outcome
+    /// on.
     pub fn new(
         vm: Arc<dyn Vm>,
         machine: Arc<Machine>,

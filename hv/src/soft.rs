@@ -1,7 +1,7 @@
 //! The software CPU as a back end: it works everywhere, brings only the local APICs, and can drive the clock.
 //!
-//! All processors run in turn on one thread and share one code cache. Per-processor state is `Send`, so that threads can
-//! follow.
+//! All processors run in turn on one thread and share one code cache. Per-processor state is `Send`, so that threads
+//! can follow.
 
 use std::sync::{Arc, Mutex};
 

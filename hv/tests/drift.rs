@@ -1,5 +1,6 @@
-//! Every clock of the machine against every other, over ten minutes of guest time: time-stamp counter, 8254, RTC, HPET, PM
-//! timer and local APIC timer are computed from one base, so that none may be off by more than the tick that it is in.
+//! Every clock of the machine against every other, over ten minutes of guest time: time-stamp counter, 8254, RTC, HPET,
+//! PM timer and local APIC timer are computed from one base, so that none may be off by more than the tick that it is
+//! in.
 //!
 //! The guest counts interrupts and halts in between. Instructions drive the clock and HLT jumps, so ten minutes take
 //! seconds.

@@ -370,8 +370,8 @@ impl Hpet {
             let level = (0..COUNT).filter(|&n| r.comparators[n].has(TN_LEVEL)).map(|n| 1 << n).sum::<u64>();
             r.status |= matched & level;
             let edges = matched & !level;
-            // An output that is still up has to fall to rise again, but not while its last edge waits to be taken: the two
-            // are one, and a processor that is about to take it must find it.
+            // An output that is still up has to fall to rise again, but not while its last edge waits to be taken: the
+            // two are one, and a processor that is about to take it must find it.
             r.high &= !edges | waiting;
             self.drive();
             let enabled = |n: &usize| self.regs.comparators[*n].has(TN_INT_ENABLE);

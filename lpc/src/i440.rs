@@ -1,10 +1,10 @@
 //! Intel 82441FX (440FX) and 82443BX (440BX) host bridges, and PCI configuration mechanism 1.
 //!
-//! Datasheets: 82441FX (290549), 82443BX (290633). What guests and firmware use: CF8 and CFC, the programmable attribute
-//! map that shadows C0000-FFFFF (PAM0-6 at 59-5F), and registers that BIOSes store into (DRB, FDHC, SMRAM: SMM is not
-//! offered, so SMRAM only holds what is written). Byte and word accesses to CF8-CFB belong to whoever sits there (CF9 is the
-//! south bridge's) and never disturb the address; a probe for mechanism 2 finds nothing, since CF8 as a byte reads ones.
-//! AGP is not modelled: Hyper-V's 440BX shows 7192, the id with AGP disabled, and drivers stay away.
+//! Datasheets: 82441FX (290549), 82443BX (290633). What guests and firmware use: CF8 and CFC, the programmable
+//! attribute map that shadows C0000-FFFFF (PAM0-6 at 59-5F), and registers that BIOSes store into (DRB, FDHC, SMRAM:
+//! SMM is not offered, so SMRAM only holds what is written). Byte and word accesses to CF8-CFB belong to whoever sits
+//! there (CF9 is the south bridge's) and never disturb the address; a probe for mechanism 2 finds nothing, since CF8 as
+//! a byte reads ones. AGP is not modelled: Hyper-V's 440BX shows 7192, the id with AGP disabled, and drivers stay away.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

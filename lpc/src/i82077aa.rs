@@ -4,8 +4,8 @@
 //! with and without the FIFO, with implied seeks, multi-track transfers and the FORMAT, SCAN and deleted-data commands
 //! that hardly anyone uses. The drives and their media are those of `floppy_drive.rs`.
 //!
-//! A drive is a thousand times faster than a real one unless it is told otherwise: seeks and the passing of sectors take
-//! microseconds, the order of what happens is the same. Motors start at once. Not modelled: FM (nothing is found),
+//! A drive is a thousand times faster than a real one unless it is told otherwise: seeks and the passing of sectors
+//! take microseconds, the order of what happens is the same. Motors start at once. Not modelled: FM (nothing is found),
 //! precompensation, tape drives, power-down, and CRC errors, except that a sector that the host cannot read has one.
 //!
 //! A real 82077AA waits for index pulses, without end, when there is no medium or the motor is off; here the command

@@ -1,10 +1,10 @@
 //! Intel 8237A DMA controllers, the pair of a PC with its page registers.
 //!
-//! Datasheet: Intel 8237A (231466). Channels 0 to 3 move bytes within 64 KiB, 5 to 7 words within 128 KiB; channel 4 is the
-//! cascade. A leaf chip with a lock of its own: the floppy controller and the Sound Blaster ask it for their transfers while
-//! their own lock is held. Single, block and demand transfers are the same here, because a device says how much it moves;
-//! auto-initialisation, decrement, verify, masks, software requests and the status register are as on the chip. Not
-//! modelled: memory-to-memory transfers and rotating priority (nobody competes).
+//! Datasheet: Intel 8237A (231466). Channels 0 to 3 move bytes within 64 KiB, 5 to 7 words within 128 KiB; channel 4 is
+//! the cascade. A leaf chip with a lock of its own: the floppy controller and the Sound Blaster ask it for their
+//! transfers while their own lock is held. Single, block and demand transfers are the same here, because a device says
+//! how much it moves; auto-initialisation, decrement, verify, masks, software requests and the status register are as
+//! on the chip. Not modelled: memory-to-memory transfers and rotating priority (nobody competes).
 
 use std::sync::{Arc, Mutex};
 
@@ -164,8 +164,8 @@ impl I8237 {
         (usize::from(chip.channels[n].count) + 1) << (channel / 4)
     }
 
-    /// A device moves up to `data.len()` bytes on a channel: into guest memory, or out of it into `data`, as the channel's mode
-    /// says. Returns how many bytes moved and whether that reached terminal count.
+    /// A device moves up to `data.len()` bytes on a channel: into guest memory, or out of it into `data`, as the
+    /// channel's mode says. Returns how many bytes moved and whether that reached terminal count.
     pub fn transfer(&self, channel: usize, data: &mut [u8]) -> (usize, bool) {
         let mut r = self.regs.lock().unwrap();
         let wide = channel >= 4;

@@ -1,16 +1,18 @@
 //! Intel 8254 programmable interval timer with the PC's port 61.
 //!
-//! Datasheet: Intel 8254 (231164). Counter 0 drives IRQ 0, counter 1 is the old refresh timer whose output shows in port 61
-//! bit 4, counter 2's gate is port 61 bit 0 and its output port 61 bit 5 and, through bit 1, the speaker. All six modes, BCD,
-//! latches, read-back. A counter's value is computed from the machine's clock when it is read; only counter 0 needs a
-//! timer. Counts load at once instead of with the next clock pulse; the difference is below a microsecond.
+//! Datasheet: Intel 8254 (231164). Counter 0 drives IRQ 0, counter 1 is the old refresh timer whose output shows in
+//! port 61 bit 4, counter 2's gate is port 61 bit 0 and its output port 61 bit 5 and, through bit 1, the speaker. All
+//! six modes, BCD, latches, read-back. A counter's value is computed from the machine's clock when it is read; only
+//! counter 0 needs a timer. Counts load at once instead of with the next clock pulse; the difference is below a
+//! microsecond.
 //!
-//! A tick that the host serves late keeps its phase: the next edge is counted from where this one should have been. Ticks
-//! that it missed altogether are caught up, at most one in each sixteenth of a period, and so are those that would have
-//! met the one before still waiting in the interrupt chip, where the two would be one: the host may have let somebody else
-//! run than the processor. Kernels before tickless ones keep time by counting ticks. More than a second's worth is dropped. By
-//! the instruction clock the host is never late; what the guest itself is late for is lost then, as on the chip. FreeBSD
-//! latches counter 0 for DELAY and wants it monotone; OpenBSD calibrates the local APIC against it.
+//! A tick that the host serves late keeps its phase: the next edge is counted from where this one should have been.
+//! Ticks that it missed altogether are caught up, at most one in each sixteenth of a period, and so are those that
+//! would have met the one before still waiting in the interrupt chip, where the two would be one: the host may have let
+//! somebody else run than the processor. Kernels before tickless ones keep time by counting ticks. More than a second's
+//! worth is dropped. By the instruction clock the host is never late; what the guest itself is late for is lost then,
+//! as on the chip. FreeBSD latches counter 0 for DELAY and wants it monotone; OpenBSD calibrates the local APIC against
+//! it.
 
 use std::sync::Arc;
 
@@ -429,11 +431,11 @@ impl Device for I8254 {
         if let Event::Timer(_) = event {
             let now = self.now();
             let c = &self.regs.counters[0];
-            // The low half of a square wave is as good as the high one for a tick that is owed; a rate generator's low count
-            // is too near to the next tick.
+            // The low half of a square wave is as good as the high one for a tick that is owed; a rate generator's low
+            // count is too near to the next tick.
             let out = c.output(now) || c.mode == 3 && c.owes(self.regs.ticks, now);
-            // A tick that comes late, perhaps a whole low phase late, is still an edge. (Linux without an APIC sleeps on
-            // mode 4, whose low phase is one count.)
+            // A tick that comes late, perhaps a whole low phase late, is still an edge. (Linux without an APIC sleeps
+            // on mode 4, whose low phase is one count.)
             self.drive(out, out, now);
         }
     }

@@ -1,12 +1,13 @@
-//! Intel 8259A programmable interrupt controllers, the pair of a PC, with the edge/level registers (ELCR) of EISA chipsets.
+//! Intel 8259A programmable interrupt controllers, the pair of a PC, with the edge/level registers (ELCR) of EISA
+//! chipsets.
 //!
-//! Datasheet: Intel 8259A (231468); ELCR: 82371AB (290562), 4D0 and 4D1. A leaf chip with a lock of its own, because wires
-//! are driven from any thread. Modelled: ICW1-4, all OCW2 rotations, special mask, poll, AEOI, special fully nested mode on
-//! the primary, level mode by ELCR and by ICW1.LTIM, spurious IRQ 7 and 15 (a request that is gone before INTA). Not
-//! modelled: MCS-80 mode, buffered mode (no effect on a PC).
+//! Datasheet: Intel 8259A (231468); ELCR: 82371AB (290562), 4D0 and 4D1. A leaf chip with a lock of its own, because
+//! wires are driven from any thread. Modelled: ICW1-4, all OCW2 rotations, special mask, poll, AEOI, special fully
+//! nested mode on the primary, level mode by ELCR and by ICW1.LTIM, spurious IRQ 7 and 15 (a request that is gone
+//! before INTA). Not modelled: MCS-80 mode, buffered mode (no effect on a PC).
 //!
-//! All guests use it, if only to mask it. FreeBSD's elcr probe wants IRQ 0, 1, 2, 8 and 13 to stay edge triggered: those
-//! bits are hard-wired.
+//! All guests use it, if only to mask it. FreeBSD's elcr probe wants IRQ 0, 1, 2, 8 and 13 to stay edge triggered:
+//! those bits are hard-wired.
 
 use std::sync::{Arc, Mutex};
 
@@ -255,7 +256,8 @@ impl I8259 {
     fn settle(&self, mut pair: std::sync::MutexGuard<Pair>) {
         pair.cascade();
         let intr = pair.chips[0].pending().is_some();
-        // Told under the lock, so that two threads cannot tell it in the wrong order; the line is a leaf below this one.
+        // Told under the lock, so that two threads cannot tell it in the wrong order; the line is a leaf below this
+        // one.
         self.intr.set(intr);
     }
 }
@@ -271,7 +273,8 @@ impl IrqSink for I8259 {
         self.settle(pair);
     }
 
-    /// A request under the mask counts: a handler masks its line while it works, and who masks it for good will not mind.
+    /// A request under the mask counts: a handler masks its line while it works, and who masks it for good will not
+    /// mind.
     fn pending(&self, line: u32) -> bool {
         let pair = self.pair.lock().unwrap();
         pair.chips.get(line as usize / 8).is_some_and(|chip| chip.irr >> (line & 7) & 1 != 0)

@@ -1,9 +1,9 @@
 //! Intel 82093AA I/O APIC, as integrated in later chipsets (version 11h, 24 inputs).
 //!
-//! Datasheet: 82093AA (290566). A leaf chip with a lock of its own. Level-triggered inputs set remote IRR when their message is
-//! accepted and send again at the end of interrupt while the wire is still up. Edge-triggered inputs latch an edge while
-//! masked, as the integrated parts do; Linux's timer check relies on the interrupt that comes when it unmasks. Delivery
-//! status always reads idle. Not modelled: the arbitration register beyond its value, SMI delivery.
+//! Datasheet: 82093AA (290566). A leaf chip with a lock of its own. Level-triggered inputs set remote IRR when their
+//! message is accepted and send again at the end of interrupt while the wire is still up. Edge-triggered inputs latch
+//! an edge while masked, as the integrated parts do; Linux's timer check relies on the interrupt that comes when it
+//! unmasks. Delivery status always reads idle. Not modelled: the arbitration register beyond its value, SMI delivery.
 
 use std::sync::{Arc, Mutex};
 

@@ -1,12 +1,12 @@
 //! Motorola MC146818A real-time clock with the CMOS memory of a PC.
 //!
-//! Datasheet: MC146818A (ADI856). Ports 70 (index; bit 7 masks NMI, kept only) and 71 (data), and the second bank of 128
-//! bytes of PIIX and later at 72 and 73. Time of day runs with the machine's clock from a start that the machine gives;
-//! periodic (122 us to 500 ms), alarm and update-ended interrupts on IRQ 8; UIP for the 244 us before an update; BCD or
-//! binary, 12 or 24 hours; SET and the divider's reset stop the clock. Daylight saving does not exist.
+//! Datasheet: MC146818A (ADI856). Ports 70 (index; bit 7 masks NMI, kept only) and 71 (data), and the second bank of
+//! 128 bytes of PIIX and later at 72 and 73. Time of day runs with the machine's clock from a start that the machine
+//! gives; periodic (122 us to 500 ms), alarm and update-ended interrupts on IRQ 8; UIP for the 244 us before an update;
+//! BCD or binary, 12 or 24 hours; SET and the divider's reset stop the clock. Daylight saving does not exist.
 //!
-//! FreeBSD takes its statistics clock (128 Hz, 1024 Hz while profiling) from the periodic interrupt while there is no local
-//! APIC timer; a periodic tick that comes late keeps its phase, and ticks that cannot be told apart are lost.
+//! FreeBSD takes its statistics clock (128 Hz, 1024 Hz while profiling) from the periodic interrupt while there is no
+//! local APIC timer; a periodic tick that comes late keeps its phase, and ticks that cannot be told apart are lost.
 
 use std::sync::Arc;
 
@@ -199,8 +199,8 @@ pub struct Mc146818 {
 }
 
 impl Mc146818 {
-    /// Puts the clock at 70 to 73. `start` is its time at guest time 0, in seconds since 1970, `contents` what a BIOS would
-    /// have put into CMOS (index, value).
+    /// Puts the clock at 70 to 73. `start` is its time at guest time 0, in seconds since 1970, `contents` what a BIOS
+    /// would have put into CMOS (index, value).
     pub fn create(slot: &mut Slot, start: i64, contents: Vec<(u8, u8)>) -> Box<dyn Device> {
         slot.ports(0, 0x70, 4, Widths::BYTE);
         let irq8 = slot.isa_irq(8);

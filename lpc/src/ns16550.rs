@@ -1,14 +1,14 @@
 //! National Semiconductor NS16550A universal asynchronous receiver/transmitter.
 //!
-//! Datasheet: PC16550D (DS008652). Registers, both FIFOs with trigger levels and the receive time-out, loopback, modem lines,
-//! the interrupt identification in order of priority. Bytes go to the backend as they are written; the transmitter then
-//! counts as busy for the time that the programmed rate asks for only while nobody could take the bytes, so a guest never
-//! waits for a line that is not there. Breaks come in, by which kernels drop into their debuggers; parity and framing
-//! errors do not.
+//! Datasheet: PC16550D (DS008652). Registers, both FIFOs with trigger levels and the receive time-out, loopback, modem
+//! lines, the interrupt identification in order of priority. Bytes go to the backend as they are written; the
+//! transmitter then counts as busy for the time that the programmed rate asks for only while nobody could take the
+//! bytes, so a guest never waits for a line that is not there. Breaks come in, by which kernels drop into their
+//! debuggers; parity and framing errors do not.
 //!
-//! What drivers rely on: writing IER with THRE set and the transmitter empty interrupts at once (FreeBSD sio and uart, Linux's
-//! THRE test); reading IIR clears a THRE cause that it shows; FreeBSD 7's sio and OpenBSD's com measure interrupts and FIFO
-//! depth in loopback; the scratch register holds its value.
+//! What drivers rely on: writing IER with THRE set and the transmitter empty interrupts at once (FreeBSD sio and uart,
+//! Linux's THRE test); reading IIR clears a THRE cause that it shows; FreeBSD 7's sio and OpenBSD's com measure
+//! interrupts and FIFO depth in loopback; the scratch register holds its value.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

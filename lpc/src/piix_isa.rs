@@ -2,8 +2,8 @@
 //!
 //! Datasheets: 82371SB (290550), 82371AB (290562). Modelled: the PIRQ route registers 60-63, the reset control
 //! register CF9, port 92 (fast A20 and INIT), the coprocessor error latch F0, and configuration registers that
-//! firmware stores into. FERR# ([`Event::Ferr`]) makes IRQ 13; a write to F0 takes that back and asserts IGNNE#. The other parts of the chip (8259, 8254, 8237, IDE, USB, power management) are devices of
-//! their own.
+//! firmware stores into. FERR# ([`Event::Ferr`]) makes IRQ 13; a write to F0 takes that back and asserts IGNNE#. The
+//! other parts of the chip (8259, 8254, 8237, IDE, USB, power management) are devices of their own.
 
 use std::sync::Arc;
 

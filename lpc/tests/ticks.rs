@@ -1,5 +1,5 @@
-//! Ticks of the 8254 on their way through the 8259 pair or the I/O APIC to a processor that the host does not always let
-//! run.
+//! Ticks of the 8254 on their way through the 8259 pair or the I/O APIC to a processor that the host does not always
+//! let run.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

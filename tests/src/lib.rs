@@ -2,7 +2,8 @@
 //!
 //! [`Run`] starts `bhyve-rs` with a console on standard input and output, waits for text, types, and looks at the exit
 //! status. The program is `target/release/bhyve-rs`, or `$BHYVE_RS`. Guests come from `tests/guests/fetch`; one that is
-//! not there makes a test a *named skip*: [`guest`] writes its name to the file `$BHYVE_RS_SKIPS`, which `tests/run` shows.
+//! not there makes a test a *named skip*: [`guest`] writes its name to the file `$BHYVE_RS_SKIPS`, which `tests/run`
+//! shows.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
@@ -312,8 +313,8 @@ pub fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Boots a Debian kernel (`amd64`, `686` or `686-pae`) with the initramfs of the tests, to its end; `None` after a named
-/// skip. Guest time does not depend on how busy the host is.
+/// Boots a Debian kernel (`amd64`, `686` or `686-pae`) with the initramfs of the tests, to its end; `None` after a
+/// named skip. Guest time does not depend on how busy the host is.
 pub fn boot<S: AsRef<str>>(kernel: &str, settings: &[S], args: &str, seconds: u64) -> Option<Ended> {
     let mut words = boot_words(kernel, args)?;
     words.extend(settings.iter().flat_map(|s| ["-o".to_owned(), s.as_ref().to_owned()]));

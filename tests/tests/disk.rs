@@ -227,7 +227,8 @@ fn four_processors_fill_ahci_and_nvme_disks_twice_in_the_same_way() {
     }
 }
 
-/// Linux's drivers on virtio devices of this version: disks, a network card, random numbers. What they said of the disk.
+/// Linux's drivers on virtio devices of this version: disks, a network card, random numbers. What they said of the
+/// disk.
 fn virtio(version: &str, disks: &[&Image], more: &[&str], args: &str) -> Option<(Ended, String)> {
     let mut settings: Vec<String> = more.iter().map(|s| (*s).to_owned()).collect();
     for (n, disk) in disks.iter().enumerate() {

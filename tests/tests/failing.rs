@@ -139,8 +139,8 @@ fn a_host_without_room_is_an_error_of_the_disk_or_stops_the_machine_until_there_
     assert_eq!((ended.result("errors").0, ended.status), ("pass", 1), "{}", ended.console);
     for (n, (_, disk)) in hosts.iter().enumerate() {
         let said: Vec<&str> = ended.stderr.lines().filter(|line| line.contains(disk)).collect();
-        // Writing, and the tables when the guest leaves the disk a moment, or reading what was cut off; or each time that
-        // it waited.
+        // Writing, and the tables when the guest leaves the disk a moment, or reading what was cut off; or each time
+        // that it waited.
         let most = if matches!(n, 1..=4) { 2 } else { 1 };
         assert!((1..=most).contains(&said.len()), "{disk}: {}", ended.stderr);
         let so = if n < 4 { "the guest sees an error" } else { "the machine is paused" };

@@ -1,5 +1,5 @@
-//! Images that something is wrong with, through the program: one line that names the file and the reason, or an error of
-//! the device, and the image stays as it was.
+//! Images that something is wrong with, through the program: one line that names the file and the reason, or an error
+//! of the device, and the image stays as it was.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;

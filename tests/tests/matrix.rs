@@ -102,7 +102,8 @@ fn a_linux_boot_saved_in_the_middle_goes_on_as_if_it_had_not_been() {
 #[ignore = "part of tests/matrix"]
 fn a_linux_boot_saved_at_twenty_random_counts_goes_on_as_if_it_had_not_been() {
     let Some((words, whole)) = whole() else { return };
-    // Knuth's MMIX generator, seeded by the day, so that each run of the matrix tries others; a failure names the count.
+    // Knuth's MMIX generator, seeded by the day, so that each run of the matrix tries others; a failure names the
+    // count.
     let day = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a date").as_secs() / 86_400;
     let mut state = day;
     for _ in 0..20 {

@@ -17,7 +17,8 @@ fn machine(drives: &[String], more: &[&str]) -> Vec<String> {
     words
 }
 
-/// A disk that GRUB starts Linux from, on a controller of this model: twice, as what the first run wrote is for the second.
+/// A disk that GRUB starts Linux from, on a controller of this model: twice, as what the first run wrote is for the
+/// second.
 fn disk(model: &str, more: &[&str]) {
     boots(model, more, 2);
 }

@@ -1,7 +1,7 @@
 //! The data areas: BIOS data area at 40:0, extended BIOS data area at [`super::EBDA`].
 //!
-//! Addresses are linear. What is where in the BIOS data area is IBM's (Technical Reference, AT and PS/2), and so are the
-//! first bytes of the extended one.
+//! Addresses are linear. What is where in the BIOS data area is IBM's (Technical Reference, AT and PS/2), and so are
+//! the first bytes of the extended one.
 
 use super::EBDA;
 
@@ -49,7 +49,8 @@ pub(super) const RESTART: u64 = 0x467;
 
 /// Far pointer to the mouse's handler.
 pub(super) const MOUSE_HANDLER: u64 = EBDA + 0x22;
-/// Bits 2 to 0: bytes of the packet that are here; bit 7 of the second: there is a handler; bits 2 to 0: length minus 1.
+/// Bits 2 to 0: bytes of the packet that are here; bit 7 of the second: there is a handler; bits 2 to 0: length minus
+/// 1.
 pub(super) const MOUSE_INDEX: u64 = EBDA + 0x26;
 pub(super) const MOUSE_FLAGS: u64 = EBDA + 0x27;
 pub(super) const MOUSE_PACKET: u64 = EBDA + 0x28;

@@ -47,8 +47,8 @@ pub use rom::Rom;
 pub(crate) const EBDA: u64 = crate::memory::EBDA;
 /// The port that stubs write to.
 pub const PORT: u16 = 0xb8;
-/// The port through which protected-mode entries hand over registers, 32 bits at a time. A byte written one below starts
-/// (0) or calls the service of that number.
+/// The port through which protected-mode entries hand over registers, 32 bits at a time. A byte written one below
+/// starts (0) or calls the service of that number.
 pub const LATCH_PORT: u16 = 0xbc;
 /// Registers that go through [`LATCH_PORT`], in this order: EAX, EBX, ECX, EDX, ESI, EDI, flags.
 pub const LATCHED: usize = 7;

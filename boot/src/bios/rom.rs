@@ -2,14 +2,14 @@
 //!
 //! Code that belongs to the guest is made here with an assembler, at start-up, so that there is nothing to build
 //! beforehand. The lower half of the segment is free for the firmware tables ([`crate::tables::BIOS_WINDOW`]), 8000 to
-//! DFFF holds our code and tables (fonts from A000 on), and above are the addresses that programs know: F000:FFF0 reset, F000:EC59 INT 13h
-//! for diskettes, F000:FA6E the 8x8 font and so on (IBM, Technical Reference of the AT).
+//! DFFF holds our code and tables (fonts from A000 on), and above are the addresses that programs know: F000:FFF0
+//! reset, F000:EC59 INT 13h for diskettes, F000:FA6E the 8x8 font and so on (IBM, Technical Reference of the AT).
 //!
 //! The BIOS32 service directory (`_32_`) is there, since Linux, OpenBSD and FreeBSD for i386 reach the PCI BIOS through
 //! it. The Plug and Play BIOS (`$PnP`) is not. What it tells are the chips at an AT's usual ports and interrupts, which
-//! Linux, FreeBSD, NetBSD and OpenBSD find there without it, by hints and probes; Linux leaves it alone beside ACPI, and
-//! OpenBSD has no driver. With it they would call its 16-bit entry for each node at boot, FreeBSD would have each port
-//! twice, by its node and by its hint, and a guest could ask it for resources that are not there to be moved.
+//! Linux, FreeBSD, NetBSD and OpenBSD find there without it, by hints and probes; Linux leaves it alone beside ACPI,
+//! and OpenBSD has no driver. With it they would call its 16-bit entry for each node at boot, FreeBSD would have each
+//! port twice, by its node and by its hint, and a guest could ask it for resources that are not there to be moved.
 
 use anyhow::{Result, ensure};
 use iced_x86::code_asm::*;
@@ -167,9 +167,9 @@ fn configuration() -> [u8; 10] {
     [8, 0, 0xfc, 0x00, 0x01, 0x74, 0x40, 0, 0, 0]
 }
 
-/// The vectors at power-on: interrupt and offset in the BIOS's segment. As on the AT, what nobody has taken returns: there
-/// are programs, such as packed device drivers, that call INT 5Dh for their own reasons. 60h to 67h are zero, for users to
-/// find, and so is what is above 77h.
+/// The vectors at power-on: interrupt and offset in the BIOS's segment. As on the AT, what nobody has taken returns:
+/// there are programs, such as packed device drivers, that call INT 5Dh for their own reasons. 60h to 67h are zero, for
+/// users to find, and so is what is above 77h.
 pub(super) fn vectors() -> impl Iterator<Item = (u8, u16)> {
     let hardware = (0x08..=0x0f).map(|n| (n, SPURIOUS)).chain((0x70..=0x77).map(|n| (n, SPURIOUS2)));
     let rest = (0..0x60).chain(0x68..0x78).map(|n| (n, IRET));

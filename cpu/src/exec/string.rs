@@ -2,8 +2,8 @@
 //!
 //! A repeated instruction runs a bounded piece at a time: when count remains it ends with RIP on itself, so that the
 //! run loop sees interrupts between pieces, and with TF set a piece is one repetition. A fault in the middle finds RCX,
-//! RSI and RDI where the architecture wants them. All but LODS go by host pointers upwards inside plain pages; everything
-//! else, devices and pages that hold code among it, goes by ordinary loads and stores.
+//! RSI and RDI where the architecture wants them. All but LODS go by host pointers upwards inside plain pages;
+//! everything else, devices and pages that hold code among it, goes by ordinary loads and stores.
 
 use super::addr::address_mask;
 use super::{Flat, Gen, Kind, kind, width, width_code};
@@ -317,8 +317,8 @@ impl StringOp for Scas {
     }
 }
 
-/// Compares `n` pairs at most, one at least, up to the one that ends the repetition, which the flags are of. How many it
-/// were.
+/// Compares `n` pairs at most, one at least, up to the one that ends the repetition, which the flags are of. How many
+/// it were.
 #[inline(always)]
 fn compare<T: Int>(cpu: &mut Cpu, i: &Insn, n: u64, pair: impl Fn(usize) -> (T, T)) -> u64 {
     let ends = i.flags & REPNE != 0;

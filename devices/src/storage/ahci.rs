@@ -2,8 +2,8 @@
 //!
 //! Serial ATA AHCI 1.3.1, and the datasheets of the 82801FB (ICH6, 301473), 82801GB (ICH7, 307013), 82801HB (ICH8,
 //! 313056) and 82801IB (ICH9, 316972). `chip` chooses whose identity the function has; the default is the one that
-//! bhyve(8) shows, an ICH8 without the I/O BARs. All chips have those (0 to 4), of which only the pair of index and data
-//! at the end of BAR 4 answers with something: the function is in AHCI mode and has no IDE registers.
+//! bhyve(8) shows, an ICH8 without the I/O BARs. All chips have those (0 to 4), of which only the pair of index and
+//! data at the end of BAR 4 answers with something: the function is in AHCI mode and has no IDE registers.
 //!
 //! Modelled: 32 command slots a port, native command queuing, PIO, DMA and packet commands, COMRESET and software
 //! reset, PxCMD.CLO, hot plug (a disk whose image is taken out is pulled, and plugged in when there is one again), one
@@ -11,7 +11,8 @@
 //! them up. Not modelled: port multipliers, command completion coalescing, enclosure management, link power states
 //! beyond being asked for, interrupts by single descriptors (PxIS.DPS), DMA setup FISes in the received area.
 //!
-//! Guests: ahci(4) of FreeBSD, OpenBSD and DragonFly, ahcisata(4) of NetBSD, ata(4) of FreeBSD before 9, Linux, SeaBIOS.
+//! Guests: ahci(4) of FreeBSD, OpenBSD and DragonFly, ahcisata(4) of NetBSD, ata(4) of FreeBSD before 9, Linux,
+//! SeaBIOS.
 
 use std::sync::Arc;
 

@@ -1,12 +1,12 @@
 //! A port of an AHCI host bus adapter: its registers, its link, and how it carries out the command list.
 //!
 //! Serial ATA AHCI 1.3.1, chapters 3.3, 5 and 10. The drive at the other end is the one that IDE has; where a cable
-//! has wires and a data port, the link has frames (FISes): the port takes a command's registers from guest memory, moves
-//! its data along the table of physical region descriptors, and puts the registers of the answer into the area for
-//! received FISes.
+//! has wires and a data port, the link has frames (FISes): the port takes a command's registers from guest memory,
+//! moves its data along the table of physical region descriptors, and puts the registers of the answer into the area
+//! for received FISes.
 //!
-//! A step takes up to [`PIECES`] descriptors. A drive that needs more waits for the disk in between, so that no command,
-//! however it is scattered, holds up the machine.
+//! A step takes up to [`PIECES`] descriptors. A drive that needs more waits for the disk in between, so that no
+//! command, however it is scattered, holds up the machine.
 
 use emu::{DmaMem, IoVec};
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,8 @@
 //!
 //! ATA/ATAPI-6 (T13 1410D), chapters 5 to 9. A drive is always in one [`Phase`], from which the BSY and DRQ bits
 //! follow. What a command means is the business of the command sets (`ata`, `atapi`, and `sata` for what came with the
-//! serial link); they start a phase and hear of its end. A host adapter of Serial ATA moves the same registers in frames.
+//! serial link); they start a phase and hear of its end. A host adapter of Serial ATA moves the same registers in
+//! frames.
 //!
 //! A command that needs no medium is done when the register write returns. One that does asks the disk, and the drive
 //! is busy until the answer comes.
@@ -442,8 +443,8 @@ impl Drive {
         }
     }
 
-    /// The controller moves data: `parts` are stretches of guest memory, validated by nobody yet. How many bytes it took
-    /// or gave; `None`: one of the stretches is not memory, and nothing was moved.
+    /// The controller moves data: `parts` are stretches of guest memory, validated by nobody yet. How many bytes it
+    /// took or gave; `None`: one of the stretches is not memory, and nothing was moved.
     ///
     /// Where the stretches are too short for the whole command, the drive takes or gives the whole sectors that fit and
     /// asks for DMA again.

@@ -5,12 +5,12 @@
 //! Modelled: the administrator's queue and up to 16 pairs of others, served in turn; reads, writes, flushes, writes of
 //! zeroes and discards; PRP lists; identification, features, logs, asynchronous events (errors, a namespace that
 //! changes); shadow doorbells; MSI-X, MSI and INTA#; the shutdown, which ends when everything is on stable storage. Not
-//! modelled: scatter gather lists and Compare, which drivers use only where Identify says so (SGLS, ONCS) and do not need;
-//! metadata, fused commands, firmware updates, formatting, a memory buffer, subsystem resets. A command that a disk works
-//! at cannot be aborted.
+//! modelled: scatter gather lists and Compare, which drivers use only where Identify says so (SGLS, ONCS) and do not
+//! need; metadata, fused commands, firmware updates, formatting, a memory buffer, subsystem resets. A command that a
+//! disk works at cannot be aborted.
 //!
-//! A command is fetched when the completion queue has room for its entry, so that entries never wait. A doorbell's value
-//! is its message, therefore doorbells are writes like others, and a ring serves 64 commands; what is left is
+//! A command is fetched when the completion queue has room for its entry, so that entries never wait. A doorbell's
+//! value is its message, therefore doorbells are writes like others, and a ring serves 64 commands; what is left is
 //! taken up by a timer that is due at once, so that no guest holds a processor in here.
 //!
 //! Guests: nvme(4) of FreeBSD 9.2, OpenBSD 6.1 and NetBSD 8 and later, Linux, SeaBIOS, UEFI.

@@ -1,9 +1,10 @@
 //! The display interface of the Bochs VBE adapter (DISPI), version B0C5: modes set by a few registers.
 //!
 //! Source: the interface description that comes with Bochs (VBE display API), and its drivers: SeaVGABIOS, GRUB's
-//! video_bochs, Linux's bochs. An index and a data register of 16 bits; resolutions up to what video memory holds, 4, 8,
-//! 15, 16, 24 and 32 bits a pixel, a virtual screen that can be panned, and a bank at A0000 for who has no linear frame
-//! buffer. While it is enabled the VGA's own modes rest, but its DAC and, for 4 bits a pixel, its planes are in use.
+//! video_bochs, Linux's bochs. An index and a data register of 16 bits; resolutions up to what video memory holds, 4,
+//! 8, 15, 16, 24 and 32 bits a pixel, a virtual screen that can be panned, and a bank at A0000 for who has no linear
+//! frame buffer. While it is enabled the VGA's own modes rest, but its DAC and, for 4 bits a pixel, its planes are in
+//! use.
 
 use serde::{Deserialize, Serialize};
 

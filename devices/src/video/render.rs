@@ -257,7 +257,8 @@ fn planar(p: [u8; 4]) -> impl Iterator<Item = usize> {
     (0..8).map(move |n| bit(0, n) | bit(1, n) << 1 | bit(2, n) << 2 | bit(3, n) << 3)
 }
 
-/// Eight pixels of the CGA: pairs of bits, four in plane 0 and then four in plane 1; planes 2 and 3 give the upper pair.
+/// Eight pixels of the CGA: pairs of bits, four in plane 0 and then four in plane 1; planes 2 and 3 give the upper
+/// pair.
 fn interleaved(p: [u8; 4]) -> impl Iterator<Item = usize> {
     (0..8).map(move |n| {
         let pair = |plane: usize| usize::from(p[plane] >> (6 - 2 * (n & 3)) & 3);

@@ -1,11 +1,12 @@
 //! The standard VGA: a VGA with the Bochs VBE extension as a PCI function, 1234:1111, as QEMU's is.
 //!
-//! BAR 0 is video memory, BAR 2 holds registers of 8 and 16 bits: the VGA's ports 3C0-3DF from 400 on, DISPI's registers
-//! from 500 on, and revision 2's own from 600 on (a size, and the byte order of the frame buffer, which stays little
-//! endian). DISPI is also at ports 1CE (index), 1CF and 1D0 (data). The ROM that external firmware runs comes from the
-//! configuration. There is no EDID: drivers fall back on a list of modes.
+//! BAR 0 is video memory, BAR 2 holds registers of 8 and 16 bits: the VGA's ports 3C0-3DF from 400 on, DISPI's
+//! registers from 500 on, and revision 2's own from 600 on (a size, and the byte order of the frame buffer, which stays
+//! little endian). DISPI is also at ports 1CE (index), 1CF and 1D0 (data). The ROM that external firmware runs comes
+//! from the configuration. There is no EDID: drivers fall back on a list of modes.
 //!
-//! Drivers: SeaVGABIOS and the LGPL'd VGABIOS, GRUB, OVMF, Linux's bochs and vesafb, X's vesa, and whatever drives a VGA.
+//! Drivers: SeaVGABIOS and the LGPL'd VGABIOS, GRUB, OVMF, Linux's bochs and vesafb, X's vesa, and whatever drives a
+//! VGA.
 
 use emu::{BarKind, Class, Device, Display, Model, Param, ParamKind, PciIds, ResetKind, Slot, State, Widths};
 use serde::{Deserialize, Serialize};

@@ -7,8 +7,8 @@
 //!
 //! Byte n of plane p is byte 4n + p of video memory, as on the chips that made the VGA's memory linear. What the VGA
 //! spreads by dropping address bits (odd/even, chain-4) is packed here, and the CRT controller's word and double-word
-//! modes, which undo it, need no work: a character or a pixel that is written appears where it must. Only a program that
-//! writes in one addressing mode and reads in another could tell.
+//! modes, which undo it, need no work: a character or a pixel that is written appears where it must. Only a program
+//! that writes in one addressing mode and reads in another could tell.
 //!
 //! Where an access means one byte of memory, it is plain memory for the processor: chain-4 and linear modes are video
 //! memory itself, and text, whose characters and attributes alternate while they lie 4 bytes apart in the planes, is a
@@ -118,7 +118,8 @@ pub struct Vga {
 }
 
 impl Vga {
-    /// The core, with `vram` bytes of video memory (256 KiB at least), in a slot whose regions below [`ADAPTER`] are its.
+    /// The core, with `vram` bytes of video memory (256 KiB at least), in a slot whose regions below [`ADAPTER`] are
+    /// its.
     ///
     /// # Errors
     /// When the host has no memory.

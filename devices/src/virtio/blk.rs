@@ -2,11 +2,11 @@
 //!
 //! Virtio 1.2, 5.2. Modelled: reading, writing, flushing, discarding, writing zeroes and the serial number, on several
 //! queues; the switch between write-back and write-through; a disk that changes its size. Not modelled: secure erase,
-//! zones, SCSI commands, and the maximum size of a segment: FreeBSD does not attach to a disk that has one below its own
-//! MAXPHYS, which the user can raise, and nobody needs it.
+//! zones, SCSI commands, and the maximum size of a segment: FreeBSD does not attach to a disk that has one below its
+//! own MAXPHYS, which the user can raise, and nobody needs it.
 //!
-//! A driver that has not accepted FLUSH cannot ask for it, so each of its writes is on stable storage before it is told of
-//! its end; as is each write while the driver has turned the cache off.
+//! A driver that has not accepted FLUSH cannot ask for it, so each of its writes is on stable storage before it is told
+//! of its end; as is each write while the driver has turned the cache off.
 
 use emu::backend::{Completion, DiskOp, DiskRequest};
 use emu::{Class, DiskPort, Event, Model, Param, ParamKind, Params, Slot};
@@ -216,8 +216,8 @@ impl Blk {
         }
     }
 
-    /// What is to be done, and where: bytes that the driver gets, job, byte of the disk, operation. Or an answer at once,
-    /// and how many bytes it has.
+    /// What is to be done, and where: bytes that the driver gets, job, byte of the disk, operation. Or an answer at
+    /// once, and how many bytes it has.
     fn begin(&self, core: &Core, chain: &Chain, kind: u32, sector: u64) -> Result<(u32, Job, u64, DiskOp), (u8, u32)> {
         let (out, inn) = (chain.out_len - HEADER, chain.in_len - 1);
         let refuse = (IOERR, 0);
@@ -337,7 +337,8 @@ impl Function for Blk {
         put(0x10, &cylinders.to_le_bytes());
         put(0x12, &[16, 63]);
         put(0x14, &(self.logical as u32).to_le_bytes());
-        // Topology: physical sectors as a power of two of logical ones, the first is aligned, they are best written whole.
+        // Topology: physical sectors as a power of two of logical ones, the first is aligned, they are best written
+        // whole.
         put(0x18, &[exponent, 0]);
         put(0x1a, &(1u16 << exponent).to_le_bytes());
         put(WRITEBACK, &[u8::from(self.s.writeback)]);

@@ -1,9 +1,9 @@
 //! virtio-net: a network card.
 //!
-//! Virtio 1.2, 5.1. Modelled: one pair of queues, frames that are scattered over several buffers (MRG_RXBUF), the link's
-//! state, and a control queue for what the card takes in: promiscuous and the like, a table of addresses, VLANs, and the
-//! address of the card itself. Not modelled: checksums and segmentation done by the card, several pairs of queues,
-//! announcements.
+//! Virtio 1.2, 5.1. Modelled: one pair of queues, frames that are scattered over several buffers (MRG_RXBUF), the
+//! link's state, and a control queue for what the card takes in: promiscuous and the like, a table of addresses, VLANs,
+//! and the address of the card itself. Not modelled: checksums and segmentation done by the card, several pairs of
+//! queues, announcements.
 //!
 //! Without a backend the cable is out: the link is down, frames that the driver sends vanish.
 

@@ -3,10 +3,10 @@
 //! Virtio 1.2, 4.1, and virtio 0.9.5, 2. A [`Function`] is a device without its transport; [`Core`] is what it may use:
 //! the queues, the negotiated features and the interrupts.
 //!
-//! * The legacy registers are in BAR 0 (ports), the modern ones in BAR 4 (memory), the MSI-X table in BAR 1. Without MSI-X
-//!   there is INTA#, which the ISR register explains.
-//! * A driver is a modern one once it has accepted VERSION_1. Before that and without it queues are served as soon as they
-//!   have an address, since old drivers use a device before they say DRIVER_OK.
+//! * The legacy registers are in BAR 0 (ports), the modern ones in BAR 4 (memory), the MSI-X table in BAR 1. Without
+//!   MSI-X there is INTA#, which the ISR register explains.
+//! * A driver is a modern one once it has accepted VERSION_1. Before that and without it queues are served as soon as
+//!   they have an address, since old drivers use a device before they say DRIVER_OK.
 //! * Linux before 2.6.34 does not enable bus mastering; giving a legacy queue an address does it.
 //! * A kick is a doorbell, and its work is bounded; what is left goes on by a timer.
 //! * Single queues are not reset (RING_RESET): only Linux's network driver would, to change their length at run time.
@@ -257,8 +257,8 @@ impl Core {
         self.r.queues[n].put_back();
     }
 
-    /// Calls `f` with the chains of queue `n`, and publishes what it pushed. It does some and leaves the rest to the timer:
-    /// a driver that makes chains as fast as they are served does not keep the thread.
+    /// Calls `f` with the chains of queue `n`, and publishes what it pushed. It does some and leaves the rest to the
+    /// timer: a driver that makes chains as fast as they are served does not keep the thread.
     pub fn drain(&mut self, n: usize, mut f: impl FnMut(&mut Core, &Chain)) {
         if !self.runs(n) {
             return;
@@ -626,7 +626,8 @@ fn slice(image: &[u8], offset: u64, width: u8) -> u64 {
     (0..u64::from(width)).fold(0, |value, n| value | u64::from(byte(n)) << (8 * n))
 }
 
-/// Tells where the modern registers are. Returns the offset of the last capability, the window from configuration space.
+/// Tells where the modern registers are. Returns the offset of the last capability, the window from configuration
+/// space.
 fn capabilities(pci: &PciFunction, kind: &Kind, queues: usize) -> usize {
     let notify = NOTIFY_STEP * queues as u64;
     let parts = [

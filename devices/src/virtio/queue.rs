@@ -4,10 +4,10 @@
 //! has an index that counts what it has put in. With EVENT_IDX each side also says at which index it wants to be
 //! notified, otherwise there is a flag that it wants to be left alone.
 //!
-//! Nothing in guest memory is looked at twice: an index, a descriptor or a table of descriptors is copied into host memory
-//! and judged there. What does not follow the rules (a head outside of the table, a chain that does not end, more chains
-//! under way than there are descriptors) is [`Broken`]. Where a buffer lies is judged when it is used: outside of RAM
-//! nothing is read or written.
+//! Nothing in guest memory is looked at twice: an index, a descriptor or a table of descriptors is copied into host
+//! memory and judged there. What does not follow the rules (a head outside of the table, a chain that does not end,
+//! more chains under way than there are descriptors) is [`Broken`]. Where a buffer lies is judged when it is used:
+//! outside of RAM nothing is read or written.
 
 use std::sync::atomic::{Ordering, fence};
 

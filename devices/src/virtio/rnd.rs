@@ -1,7 +1,7 @@
 //! virtio-rnd: random numbers.
 //!
-//! Virtio 1.2, 5.4: one queue, whose buffers are filled. The numbers are the machine's, so that a run by the instruction
-//! clock can be repeated. bhyve's name for what others call virtio-rng.
+//! Virtio 1.2, 5.4: one queue, whose buffers are filled. The numbers are the machine's, so that a run by the
+//! instruction clock can be repeated. bhyve's name for what others call virtio-rng.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Every model against what a device owes the framework: whatever a guest does, it answers, it does not panic, hang or
-//! grow; reset leads to the power-on state from anywhere, and once is as good as twice; what it saves loads into a fresh
-//! machine, which from there on behaves the same.
+//! grow; reset leads to the power-on state from anywhere, and once is as good as twice; what it saves loads into a
+//! fresh machine, which from there on behaves the same.
 //!
 //! The guest is a stream of accesses that make no sense, and for the models that have one in `GUESTS` of commands that
 //! do, from a fixed seed. `BHYVE_RS_FUZZ_CASES` (default 50) says how many streams each machine gets.

@@ -3,9 +3,9 @@
 //! Every format reads and writes its image through [`Bytes`], so that a test can put something between them and the
 //! host. [`HostFile`] is the real one. It locks what it opens: a writer alone, readers together (flock(2), which other
 //! programs may disregard). A device that is to be written is claimed from the system as well, which then mounts it
-//! nowhere. With `direct` it goes past the host's cache (O_DIRECT) wherever the alignment of a request allows it; what is
-//! not aligned is copied, and what is no whole block goes through the cache. FreeBSD's disk devices have no cache: there
-//! everything moves in whole sectors of the device, and what is less is read, changed and written.
+//! nowhere. With `direct` it goes past the host's cache (O_DIRECT) wherever the alignment of a request allows it; what
+//! is not aligned is copied, and what is no whole block goes through the cache. FreeBSD's disk devices have no cache:
+//! there everything moves in whole sectors of the device, and what is less is read, changed and written.
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -4,8 +4,8 @@
 //! memory exists. Each disk has a worker of its own that takes its requests one after the other, so a flush comes
 //! after all that was written before it.
 //!
-//! What the thread works on is a [`Store`]: an image of some format (`raw`, `qcow2`, `vmdk`, `vhd`, `vhdx`), a layer over
-//! one that is forgotten with the machine (`overlay`), or memory. Formats reach their files through `file::Bytes`.
+//! What the thread works on is a [`Store`]: an image of some format (`raw`, `qcow2`, `vmdk`, `vhd`, `vhdx`), a layer
+//! over one that is forgotten with the machine (`overlay`), or memory. Formats reach their files through `file::Bytes`.
 //!
 //! A disk consists of sectors of 512 bytes. A raw file that ends within one is a disk with that sector, whose missing
 //! bytes read as zeros; the file grows to the whole sector when the guest writes it.

@@ -1,7 +1,7 @@
 //! A layer that takes a machine's writes and is forgotten with it (`snapshot = true`).
 //!
-//! What is written goes to the same place in a sparse file that has no name any more, and a bit for each sector says so.
-//! Nothing is copied, and the bits of a stretch of 2 MiB take 512 bytes of memory once the guest has written there.
+//! What is written goes to the same place in a sparse file that has no name any more, and a bit for each sector says
+//! so. Nothing is copied, and the bits of a stretch of 2 MiB take 512 bytes of memory once the guest has written there.
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;

@@ -1,10 +1,10 @@
 //! What a power cut leaves of an image.
 //!
-//! [`Tape`] stands for an image's file and records what reaches it. After a cut the file has everything that was written
-//! before the last sync that came to its end, and of what was written later any sectors, in any combination: a host and
-//! its disk may write in any order, and tear a write between sectors. What the guest flushed must be there, every sector
-//! must have something that the guest once wrote there and did not replace before its last flush, and the image must be
-//! sound.
+//! [`Tape`] stands for an image's file and records what reaches it. After a cut the file has everything that was
+//! written before the last sync that came to its end, and of what was written later any sectors, in any combination: a
+//! host and its disk may write in any order, and tear a write between sectors. What the guest flushed must be there,
+//! every sector must have something that the guest once wrote there and did not replace before its last flush, and the
+//! image must be sound.
 //!
 //! That the proof proves something is itself proved: with one kind of sync left out, or made early, it fails.
 

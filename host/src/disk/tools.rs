@@ -198,7 +198,8 @@ fn write_filled(to: &mut dyn Store, at: u64, buf: &[u8], zeros: bool) -> io::Res
     Ok(())
 }
 
-/// Makes an image's disk larger, or with `shrink` smaller: what is cut off is lost. `size` makes the new size of the old.
+/// Makes an image's disk larger, or with `shrink` smaller: what is cut off is lost. `size` makes the new size of the
+/// old.
 ///
 /// # Errors
 /// When it cannot be done; the message names the file.

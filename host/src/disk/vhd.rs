@@ -1,7 +1,7 @@
 //! Microsoft's VHD images (Virtual Hard Disk Image Format Specification 1.0): fixed and dynamic.
 //!
-//! A fixed image is the disk and a footer, and can be written. A dynamic one has a table that leads to blocks, each with
-//! a bitmap of the sectors that were written. Differencing images are refused.
+//! A fixed image is the disk and a footer, and can be written. A dynamic one has a table that leads to blocks, each
+//! with a bitmap of the sectors that were written. Differencing images are refused.
 
 use std::io;
 

@@ -1,9 +1,9 @@
 //! The thread that does a disk's work.
 //!
-//! It also changes what is in the drive ([`DiskControl::change`]), behind all handles and between two requests, and writes
-//! tables that formats keep in memory when the guest leaves it a moment. When the host fails a request, the guest
-//! hears of it; or, if the user wants that, the request waits while the machine is paused, and is tried again when it
-//! goes on.
+//! It also changes what is in the drive ([`DiskControl::change`]), behind all handles and between two requests, and
+//! writes tables that formats keep in memory when the guest leaves it a moment. When the host fails a request, the
+//! guest hears of it; or, if the user wants that, the request waits while the machine is paused, and is tried again
+//! when it goes on.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -18,8 +18,8 @@ use emu::{Ram, Ticket};
 
 use super::{Image, Store};
 
-/// A guest can make an error as often as it likes: the log has one of a disk and a kind of request in this time, and the
-/// same one again only after a long time.
+/// A guest can make an error as often as it likes: the log has one of a disk and a kind of request in this time, and
+/// the same one again only after a long time.
 const BETWEEN_ERRORS: Duration = Duration::from_secs(1);
 const BETWEEN_THE_SAME: Duration = Duration::from_secs(60);
 
@@ -98,8 +98,8 @@ impl Shared {
 pub struct DiskControl(Weak<Shared>);
 
 impl DiskControl {
-    /// Puts something else into the drive, [`Image::empty`] to leave nothing there, after all that was asked for before.
-    /// Its device has to be told, by [`emu::Event::Medium`].
+    /// Puts something else into the drive, [`Image::empty`] to leave nothing there, after all that was asked for
+    /// before. Its device has to be told, by [`emu::Event::Medium`].
     ///
     /// # Errors
     /// When that cannot be now.

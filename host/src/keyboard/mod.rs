@@ -22,8 +22,8 @@ pub(crate) use terminal::Decoder;
 
 /// From one key to the next, in nanoseconds of guest time: nobody types faster, and old guests poll.
 const PACE: u64 = 5_000_000;
-/// How long a guest's buffer may stay full before the next key comes all the same: who left it full may not be who reads
-/// the keyboard now.
+/// How long a guest's buffer may stay full before the next key comes all the same: who left it full may not be who
+/// reads the keyboard now.
 const PATIENCE: u64 = 1_000_000_000;
 /// How often a full buffer is looked at.
 const LOOK: u64 = 10_000_000;

@@ -1,4 +1,5 @@
-//! What a terminal sends when keys are pressed, as keys: characters, control codes and escape sequences (ECMA-48, xterm).
+//! What a terminal sends when keys are pressed, as keys: characters, control codes and escape sequences (ECMA-48,
+//! xterm).
 
 use super::keymap::{self, ALT, CTRL, SHIFT};
 use super::{Press, language};

@@ -1,8 +1,8 @@
 //! The guest's text screen on the user's terminal, and the user's keys on the guest's keyboard.
 //!
 //! One thread looks at the screen 25 times a second and writes what has changed, another reads keys. The commands of
-//! [`crate::console`] are the same here: a tilde after the Enter key. The terminal is as it was found whenever the program
-//! does not run ([`crate::terminal`]).
+//! [`crate::console`] are the same here: a tilde after the Enter key. The terminal is as it was found whenever the
+//! program does not run ([`crate::terminal`]).
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};

@@ -198,8 +198,8 @@ impl Transfer {
         }
     }
 
-    /// Compares a sector with the processor's, as numbers of that many digits in which FF is any digit. Gives what status
-    /// register 2 says and whether that ends the command.
+    /// Compares a sector with the processor's, as numbers of that many digits in which FF is any digit. Gives what
+    /// status register 2 says and whether that ends the command.
     pub(super) fn compare(&self, disk: &[u8], host: &[u8]) -> (u8, bool) {
         let differ = disk.iter().zip(host).find(|(d, h)| d != h && **d != 0xff && **h != 0xff);
         match differ {

@@ -1,7 +1,7 @@
 //! A boot disk whose program calls the BIOS from a list: in real mode, in virtual-8086 mode under paging that is not
-//! the identity, and the same with a monitor that traps the BIOS's port and repeats the OUT; then as a kernel's emulator
-//! of real mode calls it, which has the machine's low memory, but not at its place. It ends in protected mode, at the
-//! 32-bit entries.
+//! the identity, and the same with a monitor that traps the BIOS's port and repeats the OUT; then as a kernel's
+//! emulator of real mode calls it, which has the machine's low memory, but not at its place. It ends in protected mode,
+//! at the 32-bit entries.
 //!
 //! Each call's results come out at COM1 as a line: `R`, the mode, the number of the call, EAX to EDI, flags, and a sum
 //! over the buffer at [`BUFFER`].

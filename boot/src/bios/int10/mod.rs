@@ -1,9 +1,9 @@
 //! INT 10h: the screen.
 //!
 //! Sources: IBM PS/2 and PC BIOS Interface Technical Reference (video), and for function 4F VESA's VBE core functions
-//! 2.0. Text in all modes; dots, palettes and fonts in [`graphics`], [`palette`] and [`font`]; VBE on adapters that have
-//! DISPI in [`vbe`]. The state is in the data area, where programs look for it. Without an adapter only the mirror on
-//! COM1 shows what is written ([`super::serial`]).
+//! 2.0. Text in all modes; dots, palettes and fonts in [`graphics`], [`palette`] and [`font`]; VBE on adapters that
+//! have DISPI in [`vbe`]. The state is in the data area, where programs look for it. Without an adapter only the mirror
+//! on COM1 shows what is written ([`super::serial`]).
 //!
 //! Not there: 1Ch (saving the adapter's state), and the light pen.
 

@@ -1,7 +1,7 @@
 //! Function 4Fh: VESA's modes, on adapters that have Bochs' display interface.
 //!
-//! Modes have the numbers that VESA gave them and, above, those that SeaVGABIOS uses. All but those of 4 bits a pixel have
-//! a linear frame buffer. There is no protected-mode interface and no saved state; banks are moved by function 05.
+//! Modes have the numbers that VESA gave them and, above, those that SeaVGABIOS uses. All but those of 4 bits a pixel
+//! have a linear frame buffer. There is no protected-mode interface and no saved state; banks are moved by function 05.
 
 use super::super::{Call, data, linear};
 use super::far;
