@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::plan::Plugged;
+use crate::watch::BIOS;
 
 /// Regions of the device: the stubs' port, the latch's control and the latch.
 const CALL: u32 = 0;
@@ -252,7 +253,7 @@ impl Services {
             });
             Ok(Box::new(Port { state: shared, request }))
         };
-        let cell = machine.plug_with("bios", None, backends, create).map_err(|e| anyhow!(e))?;
+        let cell = machine.plug_with(BIOS, None, backends, create).map_err(|e| anyhow!(e))?;
         Ok(Services { shared: handle.expect("made above"), rom, cell })
     }
 
@@ -521,6 +522,6 @@ impl Host for View<'_> {
 
     fn called(&mut self, call: std::fmt::Arguments<'_>) {
         let (s, us) = (self.now / 1_000_000_000, self.now / 1000 % 1_000_000);
-        tracing::trace!(target: "bios", "{s:5}.{us:06} bios {call}");
+        tracing::trace!(target: BIOS, "{s:5}.{us:06} {BIOS} {call}");
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 use boot::bios::DriveKind;
+use cfg::schema::MACHINE;
 use cfg::{Address, Catalogue, Draft, Error, Errors, Key, Node, Origin, Problem, Schema};
 use emu::backend::Chardev;
 use host::console::{self, ConsoleSpec, Description};
@@ -48,9 +49,7 @@ const START_RANGE: u64 = 315_360_000;
 /// All that is wrong with it.
 pub fn read(file: &Path, set: &[String]) -> Result<Node, Errors> {
     let mut draft = Draft::read(file);
-    for assignment in set {
-        draft.set(assignment, &Origin::named(format!("-o {assignment}")));
-    }
+    add(&mut draft, set);
     check(&draft)
 }
 
@@ -60,11 +59,21 @@ pub fn read(file: &Path, set: &[String]) -> Result<Node, Errors> {
 /// All that is wrong with them.
 pub fn from_settings<S: AsRef<str>>(set: &[S]) -> Result<Node, Errors> {
     let mut draft = Draft::new(Origin::named("the command line"));
+    add(&mut draft, set);
+    check(&draft)
+}
+
+/// Lays settings from the command line over a draft.
+fn add<S: AsRef<str>>(draft: &mut Draft, set: &[S]) {
+    draft.spell_out(&MACHINE);
     for assignment in set {
         let assignment = assignment.as_ref();
-        draft.set(assignment, &Origin::named(format!("-o {assignment}")));
+        let origin = Origin::named(format!("-o {assignment}"));
+        match assignment.split_once('=') {
+            Some((key, value)) => draft.set(&format!("{}={value}", MACHINE.spell_out(key)), &origin),
+            None => draft.set(assignment, &origin),
+        }
     }
-    check(&draft)
 }
 
 /// Checks a draft.
@@ -73,12 +82,12 @@ pub fn from_settings<S: AsRef<str>>(set: &[S]) -> Result<Node, Errors> {
 /// All that is wrong with it.
 pub fn check(draft: &Draft) -> Result<Node, Errors> {
     let mut draft = draft.clone();
-    draft.short("screen", "backend");
+    draft.spell_out(&MACHINE);
     let profile = draft.tree().text("profile").unwrap_or(PROFILES[0].0);
     if let Some((name, text)) = PROFILES.into_iter().find(|(name, _)| *name == profile) {
         draft.merge_under(Draft::parse(&format!("profile {name}"), text));
     }
-    let node = draft.check(Schema { root: &cfg::schema::MACHINE, catalogue: &Words })?;
+    let node = draft.check(Schema { root: &MACHINE, catalogue: &Words })?;
     let mut errors: Vec<Error> = Vec::new();
     errors.extend(plan::check(&node));
     if screen_on_terminal(&node) {
@@ -323,6 +332,11 @@ mod tests {
     fn a_screen_can_be_said_in_one_word() {
         let node = check(&Draft::parse("t.toml", "name = 'x'\nscreen = 'terminal'\n")).unwrap();
         assert_eq!((node.child("screen").text("backend"), node.child("screen").text("model")), ("terminal", "vga"));
+        let mut draft = Draft::parse("t.toml", "name = 'x'\n[screen]\nvnc = '5900'\n");
+        add(&mut draft, &["screen=terminal"]);
+        let node = check(&draft).unwrap();
+        let screen = node.child("screen");
+        assert!(screen.is_given("vnc") && screen.text("backend") == "terminal", "the file's own keys stay");
         let errors = check(&Draft::parse("t.toml", "name = 'x'\nscreen = 'terminl'\n")).unwrap_err();
         let line = errors.0[0].to_string();
         assert!(line.starts_with("t.toml:2:10: screen.backend: ") && line.contains("\"terminal\""), "{line}");

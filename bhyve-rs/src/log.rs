@@ -11,7 +11,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::watch::FIRMWARE;
+use crate::watch::{BIOS, FIRMWARE};
 
 /// Shows warnings and errors, and what `traced` asks for.
 pub fn start(traced: &[String]) {
@@ -19,7 +19,7 @@ pub fn start(traced: &[String]) {
     let filter = Targets::new()
         .with_default(Level::WARN)
         .with_target("trace", Level::INFO)
-        .with_target("bios", if asked("bios") { Level::TRACE } else { Level::WARN })
+        .with_target(BIOS, if asked(BIOS) { Level::TRACE } else { Level::WARN })
         .with_target(FIRMWARE, if asked(FIRMWARE) { Level::DEBUG } else { Level::WARN });
     let lines = tracing_subscriber::fmt::layer().event_format(Line).with_writer(Terminal);
     tracing_subscriber::registry().with(lines).with(filter).init();
@@ -32,7 +32,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'stat
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         match (*event.metadata().level(), event.metadata().target()) {
             (_, FIRMWARE) => write!(to, "{FIRMWARE}: ")?,
-            (_, "trace" | "bios") => {}
+            (_, "trace" | BIOS) => {}
             (Level::ERROR, _) => write!(to, "bhyve-rs: ")?,
             (Level::WARN, _) => write!(to, "bhyve-rs: warning: ")?,
             _ => write!(to, "bhyve-rs: note: ")?,

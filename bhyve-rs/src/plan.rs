@@ -95,6 +95,14 @@ struct Placed {
     scripted: Option<u32>,
 }
 
+impl Placed {
+    /// A device with nothing at its units.
+    fn new(model: &'static Model, bdf: Bdf, params: Params, closed: bool, units: usize) -> Placed {
+        let images = (0..units).map(|_| None).collect();
+        Placed { model, bdf, params, closed, units: vec![Unit::None; units], images, rom: None, scripted: None }
+    }
+}
+
 /// A drive, for the BIOS.
 pub struct Plugged {
     /// What it is.
@@ -168,16 +176,9 @@ impl<'a> Want<'a> {
 impl Plan {
     /// An empty board.
     pub fn new(board: &'static board::Kind) -> Plan {
-        let ide = board.ide.map(|model| Placed {
-            model,
-            bdf: Bdf::new(board.isa_bridge, 1),
-            params: Params::default(),
-            closed: false,
-            units: vec![Unit::None; IDE_CDS.len()],
-            images: IDE_CDS.map(|_| None).into(),
-            rom: None,
-            scripted: None,
-        });
+        let ide = board
+            .ide
+            .map(|model| Placed::new(model, Bdf::new(board.isa_bridge, 1), Params::default(), false, IDE_CDS.len()));
         Plan { board, placed: ide.into_iter().collect(), floppies: Vec::new() }
     }
 
@@ -293,18 +294,7 @@ impl Plan {
             }
         };
         let units = if let Class::Storage { units, .. } = model.class { units } else { 0 };
-        let images = (0..units).map(|_| None).collect();
-        let units = vec![Unit::None; units];
-        self.placed.push(Placed {
-            model,
-            bdf,
-            params: want.params,
-            closed: want.closed,
-            units,
-            images,
-            rom: None,
-            scripted: None,
-        });
+        self.placed.push(Placed::new(model, bdf, want.params, want.closed, units));
         Ok(self.placed.last_mut().expect("just put in"))
     }
 

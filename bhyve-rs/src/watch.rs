@@ -14,6 +14,8 @@ use emu::{Access, AddressSpace, Clock};
 const ALL: &str = "all";
 /// The log of the firmware.
 pub const FIRMWARE: &str = "firmware";
+/// The built-in BIOS, with each of its calls.
+pub const BIOS: &str = "bios";
 
 /// Accesses to one owner's registers.
 #[derive(Default)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::check;
 use crate::error::{Error, Errors, Problem, os_text, quoted, quoted_path};
-use crate::key::Schema;
+use crate::key::{Schema, Section};
 use crate::node::Node;
 use crate::read::{self, Outcome};
 use crate::tree::{Entry, Form, Origin, Tree, Value};
@@ -63,9 +63,10 @@ impl Draft {
         self.partial |= base.partial;
     }
 
-    /// Lets `section = "value"` stand for `[section]` with `key = "value"`.
-    pub fn short(&mut self, section: &str, key: &str) {
-        self.tree.root.short(section, key);
+    /// Puts texts that stand for sections ([`Section::short`]) where they belong. To be done before something is laid
+    /// under this.
+    pub fn spell_out(&mut self, root: &Section) {
+        self.tree.root.spell_out(root);
     }
 
     /// Sets `key=value` over everything so far, as `-o` does. `origin` is what errors call it.

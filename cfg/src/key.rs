@@ -87,6 +87,8 @@ pub struct Section {
     pub help: &'static str,
     /// One table, many, or free names.
     pub shape: Shape,
+    /// Of a table: the key that a text in its place is for, as in `screen = "terminal"`.
+    pub short: Option<&'static str>,
     /// Keys that it always has. A [`Kind::Named`] key may bring more.
     pub keys: &'static [Key],
     /// Sections within.
@@ -98,7 +100,16 @@ pub struct Section {
 impl Section {
     /// A table with nothing in it: the rest of a declaration (`..Section::EMPTY`).
     pub const EMPTY: Section =
-        Section { name: "", help: "", shape: Shape::Table, keys: &[], sections: &[], rules: &[] };
+        Section { name: "", help: "", shape: Shape::Table, short: None, keys: &[], sections: &[], rules: &[] };
+
+    /// A dotted key in full: one that names a section, and not a key of it, is for the section's short one.
+    pub fn spell_out(&self, key: &str) -> String {
+        let mut section = Some(self);
+        for name in key.split('.') {
+            section = section.and_then(|s| s.sections.iter().find(|below| below.name == name));
+        }
+        section.and_then(|s| s.short).map_or_else(|| key.to_owned(), |short| crate::tree::join(key, short))
+    }
 
     /// Every declared key by its dotted name, elements of arrays as `*`; not those that a word brings.
     pub fn walk(&'static self, visit: &mut dyn FnMut(&str, &'static Section, &'static Key)) {

@@ -240,7 +240,8 @@ const ACPI: Section = Section {
 
 const SCREEN: Section = Section {
     name: "screen",
-    help: "the display adapter; screen = \"terminal\" is short for its backend",
+    help: "the display adapter; a word alone is its backend",
+    short: Some("backend"),
     keys: &[
         key("model", Kind::Named("screen"), None, "adapter, or none; by default the profile's"),
         key(

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Problem, quoted};
+use crate::key::Section;
 
 /// Names in one dotted key. bhyve's own deepest key has six.
 pub(crate) const DEEPEST: usize = 16;
@@ -197,13 +198,18 @@ impl Branch {
         }
     }
 
-    /// Puts what `name` stands for, if that is a single text, into a node by that name, under `key`.
-    pub(crate) fn short(&mut self, name: &str, key: &str) {
-        if let Some(item) = self.items.get_mut(&Name::new(name))
-            && matches!(item.entry, Entry::Value(_))
-        {
-            let branch = Branch { items: BTreeMap::from([(Name::new(key), item.clone())]) };
-            item.entry = Entry::Branch(branch);
+    /// Makes a node of each single text that stands for one.
+    pub(crate) fn spell_out(&mut self, section: &Section) {
+        for below in section.sections {
+            let Some(item) = self.items.get_mut(&Name::new(below.name)) else { continue };
+            match (&mut item.entry, below.short) {
+                (Entry::Branch(branch), _) => branch.spell_out(below),
+                (Entry::Value(_), Some(key)) => {
+                    let items = BTreeMap::from([(Name::new(key), item.clone())]);
+                    item.entry = Entry::Branch(Branch { items });
+                }
+                _ => {}
+            }
         }
     }
 

@@ -274,12 +274,8 @@ struct Window {
     bottom: u16,
 }
 
-/// Functions 06 and 07: moves a window up or down by `n` lines (0: all) and fills what becomes free.
-fn scroll(c: &mut Call, page: u8, n: u16, attr: u8, mut w: Window, up: bool) {
-    (w.right, w.bottom) = (w.right.min(columns(c) - 1), w.bottom.min(rows(c) - 1));
-    if w.left > w.right || w.top > w.bottom {
-        return;
-    }
+/// Moves a window, which is on the screen, up or down by `n` lines (0: all) and fills what becomes free.
+fn scroll(c: &mut Call, page: u8, n: u16, attr: u8, w: Window, up: bool) {
     let lines = w.bottom - w.top + 1;
     let n = if n == 0 || n > lines { lines } else { n };
     if !mode(c).text {
@@ -301,14 +297,14 @@ fn scroll(c: &mut Call, page: u8, n: u16, attr: u8, mut w: Window, up: bool) {
     }
 }
 
-/// The same as a program asks for it, so that the mirror shows it as well.
+/// Functions 06 and 07: the same with what of a window is on the screen, and on the mirror.
 fn scroll_window(c: &mut Call, page: u8, n: u16, attr: u8, mut w: Window, up: bool) {
-    scroll(c, page, n, attr, w, up);
     let (columns, rows) = (columns(c), rows(c));
     (w.right, w.bottom) = (w.right.min(columns - 1), w.bottom.min(rows - 1));
     if w.left > w.right || w.top > w.bottom {
         return;
     }
+    scroll(c, page, n, attr, w, up);
     let whole = (w.left, w.top, w.right, w.bottom) == (0, 0, columns - 1, rows - 1);
     if whole && (n == 0 || n >= rows) {
         serial::clear(c);
