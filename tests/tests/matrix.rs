@@ -1,7 +1,10 @@
 //! Debian's kernels on everything that this version has: kernel x processors x interrupt mode, boards and memory sizes
 //! taking turns. `tests/matrix` runs it whole; the rows that CI runs are in `linux.rs`.
 
-use machine_tests::{Ended, Run, boot, guest, probe, run};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use machine_tests::{Ended, Run, boot, guest, probe, run, skip, stream};
 
 const WORK: &str = "test=hash,float,gzip,forks,threads,clock,dmesg hash.mib=1 float.terms=2000 \
                     float.digits=30 gzip.kib=128 forks.count=40 threads.scale=10 clock.seconds=2";
@@ -55,6 +58,47 @@ rows! {
     pae_4_x2apic: "686-pae", 4, "x2apic", "440bx", "256M";
     pae_1_pic: "686-pae", 1, "pic", "bhyve", "3G";
     pae_4_pic: "686-pae", 4, "pic", "440fx", "512M";
+}
+
+/// What the host's own program says of 32 MiB of the guest's stream.
+fn digest(program: &str) -> Option<String> {
+    let mut child = Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().ok()?;
+    child.stdin.take()?.write_all(&stream(32 << 20)).ok()?;
+    let said = String::from_utf8(child.wait_with_output().ok()?.stdout).ok()?;
+    said.split_whitespace().next().map(str::to_owned)
+}
+
+/// The workloads at their full size.
+fn full(kernel: &str, cpus: u32) {
+    let (Some(sha256), Some(md5)) = (digest("sha256sum"), digest("md5sum")) else { return skip("sha256sum, md5sum") };
+    let settings = [format!("cpus={cpus}"), "memory=512M".to_owned()];
+    let args = "test=hash,float,gzip,forks,threads,threads32,clock,dmesg end=poweroff";
+    let Some(ended) = boot(kernel, &settings, args, 1800) else { return };
+    assert_eq!(ended.failures(), Vec::<&str>::new(), "{}", ended.console);
+    let hash = ended.result("hash").1;
+    assert!(hash.contains(&format!("sha256={sha256}")) && hash.contains(&format!("md5={md5}")), "{hash}");
+    for name in ["float", "gzip", "forks", "threads", "clock", "dmesg"] {
+        assert_eq!(ended.result(name).0, "pass", "{name}");
+    }
+    assert_eq!(ended.status, 1, "{}", ended.stderr);
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn amd64_does_the_whole_workload() {
+    full("amd64", 1);
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn amd64_on_four_processors_does_the_whole_workload() {
+    full("amd64", 4);
+}
+
+#[test]
+#[ignore = "part of tests/matrix"]
+fn i386_does_the_whole_workload() {
+    full("686", 1);
 }
 
 /// The boot that is saved and restored, and the words that start it.
