@@ -100,17 +100,6 @@ pub fn check(draft: &Draft) -> Result<Node, Errors> {
             errors.push(screen.error("backend", problem));
         }
     }
-    match node.text("backend") {
-        "auto" | "soft" => {}
-        other => errors.push(
-            node.error(
-                "backend",
-                Problem::new(format!("the back end {other:?} is not in this version yet"))
-                    .allowed("auto, soft")
-                    .suggest(Some("\"soft\"".to_owned())),
-            ),
-        ),
-    }
     errors.extend(processor::model(&node).err().unwrap_or_default());
     if errors.is_empty() { Ok(node) } else { Err(Errors::sorted(errors)) }
 }
@@ -166,6 +155,7 @@ pub fn spec(node: &Node, start: Start, plain: bool) -> Result<Spec> {
     let seed = seed(node);
     let later = if seed == 0 { 0 } else { emu::derive(seed, "rtc") % START_RANGE };
     Ok(Spec {
+        name: node.text("name").to_owned(),
         cpus: node.int("cpus") as u32,
         memory: node.size("memory").next_multiple_of(4096),
         board: board::kind(node),
@@ -344,11 +334,10 @@ mod tests {
 
     #[test]
     fn what_this_version_lacks_is_refused_by_key() {
-        let text = "name = 'x'\nbackend = 'kvm'\n[[nic]]\nbackend = 'nat'\nmodel = 'virtio-net'\n";
+        let text = "name = 'x'\n[[nic]]\nbackend = 'nat'\nmodel = 'virtio-net'\n";
         let errors = check(&Draft::parse("t.toml", text)).unwrap_err();
         let lines: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
-        assert_eq!(lines.len(), 2, "{lines:?}");
-        assert!(lines[0].starts_with("t.toml:2:11: backend: "), "{}", lines[0]);
-        assert!(lines[1].starts_with("t.toml:4:11: nic.0.backend: "), "{}", lines[1]);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].starts_with("t.toml:3:11: nic.0.backend: "), "{}", lines[0]);
     }
 }

@@ -62,6 +62,8 @@ pub enum Start {
 
 /// What a machine is made of.
 pub struct Spec {
+    /// Its name.
+    pub name: String,
     /// Number of processors.
     pub cpus: u32,
     /// Bytes of RAM.
@@ -275,7 +277,8 @@ impl Instance {
         let machine = Machine::new(space, clock);
         let random = if spec.instruction_clock { Random::seeded(spec.seed) } else { Random::host()? };
         machine.set_random(random);
-        let config = VmConfig { cpus: spec.cpus, model: spec.model.clone(), plain: spec.plain };
+        let config =
+            VmConfig { name: spec.name.clone(), cpus: spec.cpus, model: spec.model.clone(), plain: spec.plain };
         let vm = hypervisor.create(&machine, &config)?;
         let parts = board::Parts {
             kind: spec.board,

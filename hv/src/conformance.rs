@@ -184,7 +184,7 @@ impl Rig {
         let (tell, seen) = channel();
         machine.plug_with("tester", None, Backends::default(), |slot| Ok(Tester::create(slot, tell))).unwrap();
 
-        let config = VmConfig { cpus, model: cpu::Model::default(), plain: false };
+        let config = VmConfig { name: "conformance".to_owned(), cpus, model: cpu::Model::default(), plain: false };
         let vm = make(&listing).create(&machine, &config).unwrap();
         let pins: Arc<dyn IrqSink> = vm.pins();
         let pic = Arc::new(Pic { intr: IrqLine::new(pins, 0), vector: AtomicU32::new(0), acks: AtomicU32::new(0) });

@@ -66,6 +66,8 @@ pub struct Caps {
 /// What a virtual machine is made of, beside its devices.
 #[derive(Clone, Debug)]
 pub struct VmConfig {
+    /// The machine's name: that of a node in the file system, where the kernel has one.
+    pub name: String,
     /// Number of processors.
     pub cpus: u32,
     /// What they claim to be.
@@ -82,11 +84,27 @@ pub trait Hypervisor: Send + Sync {
     /// Whether it works on this host, with the reason in a few words either way.
     fn available(&self) -> Result<String, String>;
 
+    /// Whether `auto` should take it where it is available, or why not: a kernel that interprets what no processor
+    /// virtualizes is slower than the software CPU.
+    fn worthwhile(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Whether instructions are counted, and can drive the clock.
+    fn counts(&self) -> bool {
+        false
+    }
+
     /// Makes a virtual machine for `machine`.
     ///
     /// # Errors
     /// What the host refuses, by name.
     fn create(&self, machine: &Arc<Machine>, config: &VmConfig) -> anyhow::Result<Arc<dyn Vm>>;
+}
+
+/// The back ends of this system, in the order in which `auto` prefers them.
+pub fn all() -> Vec<Box<dyn Hypervisor>> {
+    vec![Box::new(Soft)]
 }
 
 /// Acknowledges an external interrupt: the 8259's INTA cycle.

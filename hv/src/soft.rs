@@ -24,6 +24,10 @@ impl Hypervisor for Soft {
         Ok("works everywhere".to_owned())
     }
 
+    fn counts(&self) -> bool {
+        true
+    }
+
     fn create(&self, machine: &Arc<Machine>, config: &VmConfig) -> anyhow::Result<Arc<dyn Vm>> {
         let bus = ApicBus::new();
         let model = Arc::new(cpu::Model { cpus: config.cpus, ..config.model.clone() });
