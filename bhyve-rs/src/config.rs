@@ -1,6 +1,6 @@
 //! From a configuration to a machine: the words that the schema leaves to us, and what each key means.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -169,6 +169,20 @@ pub fn spec(node: &Node, start: Start, plain: bool) -> Result<Spec> {
         stay: false,
         start,
     })
+}
+
+/// The directories that images may be inserted from.
+pub fn media_directories(node: &Node) -> Vec<PathBuf> {
+    let drives = ["disk", "cd", "floppy"].into_iter().flat_map(|section| node.children(section));
+    let images = drives.filter(|drive| drive.is_given("path")).filter_map(|drive| {
+        let image = drive.path("path").canonicalize().ok()?;
+        image.parent().map(Path::to_owned)
+    });
+    let mut dirs: Vec<PathBuf> = node.child("sandbox").paths("media").into_iter().map(Path::to_owned).collect();
+    dirs.extend(images);
+    dirs.sort();
+    dirs.dedup();
+    dirs
 }
 
 /// The host's time of day in seconds since 1970.

@@ -28,7 +28,7 @@ use cfg::Node;
 use clap::{Args, Parser, Subcommand};
 use host::control::{self, Members};
 use host::screen::Terminal;
-use host::{EndSignal, Io};
+use host::{EndSignal, Io, broker, sandbox};
 use hv::Hypervisor;
 use serde_json::json;
 
@@ -76,6 +76,9 @@ enum Command {
     Image(image::Image),
     /// Boot the embedded demo guest.
     Demo(RunOptions),
+    /// Open files for a confined process.
+    #[command(hide = true)]
+    Broker,
     /// Show the back ends of this host and which one `auto` takes.
     Info,
 }
@@ -116,6 +119,9 @@ struct RunOptions {
     /// Start the guest again when it reboots, instead of ending with status 0.
     #[arg(long)]
     stay: bool,
+    /// Do not confine the process, for debugging.
+    #[arg(long)]
+    no_sandbox: bool,
     /// Have no terminal: what is on stdio is on a socket in the run directory.
     #[arg(long, hide = true)]
     background: bool,
@@ -160,6 +166,7 @@ pub fn main(backends: Vec<Box<dyn Hypervisor>>) -> ExitCode {
         Some(Command::Check { file }) => check(&file),
         Some(Command::Image(image)) => image.run(),
         Some(Command::Demo(options)) => demo(&options, &backends),
+        Some(Command::Broker) => broker::serve().map(|()| SUCCESS),
         Some(Command::Info) => info(&backends),
         None if cli.run.config.is_none() && cli.run.kernel.is_none() && cli.run.set.is_empty() => {
             demo(&cli.run.options, &backends)
@@ -294,6 +301,15 @@ fn start(
     log::start(&options.trace);
     let counted = spec.instruction_clock || spec.plain || options.until.is_some() || options.restore.is_some();
     let backend = backends.choose(node, counted)?;
+    if !options.no_sandbox {
+        broker::start().context("the process that opens files for the machine's")?;
+        config::media_directories(node).iter().try_for_each(|dir| {
+            broker::allow_media(dir).with_context(|| format!("sandbox.media: {}", dir.display()))
+        })?;
+        for path in options.save.iter().flat_map(|path| [path.clone(), state::beside(path)]) {
+            broker::allow_output(&path).with_context(|| path.display().to_string())?;
+        }
+    }
     let orders = vm::orders();
     let handle = orders.0.clone();
     // Before there are other threads.
@@ -325,6 +341,10 @@ fn start(
     };
     let reach = Reach { handle, facts, screen: instance.screen(), typist: instance.typist(), media: instance.media() };
     let server = dir.map(|dir| remote::serve(dir, node.text("name"), reach)).transpose()?;
+    if !options.no_sandbox {
+        let sandbox = sandbox::enter()?;
+        tracing::debug!("the process is confined by {sandbox}");
+    }
     let (ended, why) = instance.run(options.until);
     consoles.flush();
     if terminal.is_some() {

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use clap::{Args, Subcommand};
 use emu::DeviceCell;
 use host::control::{self, CallError, Members, Reply, Request, Server};
@@ -226,20 +228,23 @@ fn argument(name: &str, value: impl Into<Value>) -> Members {
     Members::from_iter([(name.to_owned(), value.into())])
 }
 
-/// The machine's own process writes a picture, so its path must not depend on where that runs.
 fn take_screenshot(socket: &Path, text: bool, output: Option<&Path>) -> Result<u8> {
-    if text {
-        let results = call_with(socket, "screenshot", argument("text", true), Some(PATIENCE))?;
-        let text = results.get("text").and_then(Value::as_str).unwrap_or_default();
-        match output {
-            Some(path) => std::fs::write(path, text).with_context(|| path.display().to_string())?,
-            None => print!("{text}"),
+    let take = |as_what: &str| -> Result<String> {
+        let mut results = call_with(socket, "screenshot", argument("as", as_what), Some(PATIENCE))?;
+        match results.remove(as_what) {
+            Some(Value::String(text)) => Ok(text),
+            _ => bail!("the machine sent no {as_what}"),
         }
-    } else {
-        let name = format!("{}.png", name_of(socket));
-        let path = std::path::absolute(output.unwrap_or(Path::new(&name))).context("no path for the picture")?;
-        let path = path.to_str().ok_or_else(|| anyhow!("{}: the path is not UTF-8", path.display()))?;
-        call_with(socket, "screenshot", argument("path", path), Some(PATIENCE))?;
+    };
+    let put = |path: &Path, bytes: &[u8]| std::fs::write(path, bytes).with_context(|| path.display().to_string());
+    match (text, output) {
+        (true, Some(path)) => put(path, take("text")?.as_bytes())?,
+        (true, None) => print!("{}", take("text")?),
+        (false, path) => {
+            let picture = BASE64_STANDARD.decode(take("png")?).context("the machine sent no picture")?;
+            let name = format!("{}.png", name_of(socket));
+            put(path.unwrap_or(Path::new(&name)), &picture)?;
+        }
     }
     Ok(SUCCESS)
 }
@@ -316,7 +321,7 @@ const VERBS: [(&str, &[&str]); 11] = [
     ("pause", &[]),
     ("resume", &[]),
     ("status", &[]),
-    ("screenshot", &["text", "path"]),
+    ("screenshot", &["as"]),
     ("sendkeys", &["keys"]),
     ("insert", &["drive", "force", "image"]),
     ("eject", &["drive", "force"]),
@@ -373,12 +378,10 @@ impl Reach {
     }
 
     fn screenshot(&self, args: &Members) -> Result<Members, String> {
-        match (args.get("text"), args.get("path")) {
-            (Some(Value::Bool(true)), None) => Ok(argument("text", screenshot::text(self.screen.as_ref())?)),
-            (None, Some(Value::String(path))) if Path::new(path).is_absolute() => {
-                screenshot::png(self.screen.as_ref(), Path::new(path)).map(|()| Members::new())
-            }
-            _ => Err("screenshot takes either \"text\": true or a \"path\", which is absolute".to_owned()),
+        match args.get("as").and_then(Value::as_str) {
+            Some("text") => Ok(argument("text", screenshot::text(self.screen.as_ref())?)),
+            Some("png") => Ok(argument("png", BASE64_STANDARD.encode(screenshot::png(self.screen.as_ref())?))),
+            _ => Err("screenshot needs \"as\": \"text\", or \"png\" for a picture in base64".to_owned()),
         }
     }
 }

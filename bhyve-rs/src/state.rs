@@ -8,10 +8,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use emu::{Machine, PAGE_SIZE, RamAddr, RamBlock, Saved};
+use host::broker;
 use hv::{Runner, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -30,6 +31,11 @@ struct Document {
     turns: Vec<Turn>,
     vcpus: Vec<Value>,
     parts: BTreeMap<String, Saved>,
+}
+
+/// Where a state is written before it has its name.
+pub fn beside(path: &Path) -> PathBuf {
+    path.with_extension("part")
 }
 
 /// A paused machine.
@@ -88,9 +94,9 @@ impl Paused<'_> {
     /// # Errors
     /// What the host says; `path` is then as it was.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let beside = path.with_extension("part");
+        let beside = beside(path);
         let write = || -> Result<()> {
-            let mut out = BufWriter::new(File::create(&beside)?);
+            let mut out = BufWriter::new(broker::create(&beside)?);
             let document = serde_json::to_vec(&self.document()?)?;
             out.write_all(MAGIC)?;
             out.write_all(&(document.len() as u64).to_le_bytes())?;
@@ -101,11 +107,9 @@ impl Paused<'_> {
             })?;
             out.write_all(&END.to_le_bytes())?;
             out.into_inner()?.sync_all()?;
-            Ok(std::fs::rename(&beside, path)?)
+            broker::rename(&beside, path)
         };
-        write().with_context(|| path.display().to_string()).inspect_err(|_| {
-            let _ = std::fs::remove_file(&beside);
-        })
+        write().with_context(|| path.display().to_string())
     }
 
     /// Takes over the state in `path`.

@@ -128,6 +128,13 @@ impl Node {
         self.list(key).iter().map(word).collect()
     }
 
+    /// A [`Kind::List`](crate::Kind::List) of [`Kind::Path`](crate::Kind::Path).
+    pub fn paths(&self, key: &str) -> Vec<&Path> {
+        let path =
+            |setting| FromSetting::from_setting(setting).unwrap_or_else(|| panic!("{key} is not a list of paths"));
+        self.list(key).iter().map(path).collect()
+    }
+
     /// A fault of the key, to be reported like those that the check finds: at the value if the key is given, else at
     /// the section.
     pub fn error(&self, key: &str, problem: Problem) -> Error {

@@ -43,7 +43,7 @@ pub static MACHINE: Section = Section {
             "start of everything random (numbers, date, UUID, MACs) if clock = instructions",
         ),
     ],
-    sections: &[BOOT, DISK, CD, FLOPPY, NIC, DEVICE, SERIAL, CPU, ACPI, SCREEN, QUIRKS, AUTOSTART, VARS],
+    sections: &[BOOT, DISK, CD, FLOPPY, NIC, DEVICE, SERIAL, CPU, ACPI, SCREEN, QUIRKS, SANDBOX, AUTOSTART, VARS],
     rules: &[
         Rule::Required("name"),
         Rule::Unique {
@@ -265,6 +265,18 @@ const QUIRKS: Section = Section {
         key("uhci", AUTO, Some("auto"), "leave out, or disable in the guest, a UHCI that it would hang on"),
         key("apm", AUTO, Some("auto"), "offer the APM BIOS"),
     ],
+    ..Section::EMPTY
+};
+
+const SANDBOX: Section = Section {
+    name: "sandbox",
+    help: "what a machine's process may open while it runs",
+    keys: &[key(
+        "media",
+        Kind::List(&Kind::Path(PathCheck::Directory)),
+        None,
+        "directories of images to insert, beside those of the images that are configured",
+    )],
     ..Section::EMPTY
 };
 

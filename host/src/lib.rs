@@ -6,9 +6,11 @@
 //! what a serial port is connected to, [`disk::Image`] opens what a disk consists of, [`net`] has
 //! what cables lead to.
 //!
-//! The rest is the program's: [`control`] is the socket by which other processes steer a machine, [`watch_signals`] and
+//! [`sandbox`] confines the process before the guest's first instruction; [`broker`] then opens for it what the
+//! configuration allows. The rest is the program's: [`control`] is the socket by which other processes steer a machine, [`watch_signals`] and
 //! [`restore_terminal`] keep the user's terminal whole.
 
+pub mod broker;
 pub mod console;
 pub mod control;
 pub mod disk;
@@ -16,6 +18,7 @@ mod io;
 pub mod keyboard;
 pub mod net;
 mod part;
+pub mod sandbox;
 pub mod screen;
 mod signals;
 mod sys;

@@ -3,35 +3,22 @@
 use std::fs::Permissions;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen as listen_on, socket,
 };
 
-/// A socket's name in the file system, removed when this is dropped.
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    /// Device and inode, for by then the name may be somebody else's.
-    id: (u64, u64),
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.id) {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
+use crate::broker::Name;
 
 /// Listens at `path`, mode 0600. The socket of a process that is gone is replaced.
 ///
 /// # Errors
 /// When somebody listens there, when something else has the name, or what the system says.
-pub(crate) fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+pub(crate) fn listen(path: &Path) -> io::Result<(UnixListener, Name)> {
     let address = UnixAddr::new(path).map_err(|e| match e {
         Errno::ENAMETOOLONG => io::Error::new(ErrorKind::InvalidFilename, "the path is too long for a socket's name"),
         e => e.into(),
@@ -44,12 +31,11 @@ pub(crate) fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
         }
         bound => bound?,
     }
-    let there = std::fs::symlink_metadata(path)?;
-    let file = SocketFile { path: path.to_owned(), id: (there.dev(), there.ino()) };
+    let name = Name::of(path)?;
     // Nobody connects before it listens, so there is no moment at which the mode is wrong.
     std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
     listen_on(&fd, Backlog::new(16)?)?;
-    Ok((UnixListener::from(fd), file))
+    Ok((UnixListener::from(fd), name))
 }
 
 /// Removes a socket that nobody has open.

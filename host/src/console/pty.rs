@@ -9,7 +9,7 @@ use std::fs::{File, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,6 +21,7 @@ use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
 use super::Description;
 use super::line::Line;
+use crate::broker::Name;
 use crate::io::{Gate, Io, Source};
 
 /// Opens a pseudo-terminal, with a symbolic link to its slave if a path is given.
@@ -37,7 +38,7 @@ pub(super) fn open(io: &Arc<Io>, link: Option<&Path>, block: bool) -> io::Result
     let name = nix::unistd::ttyname(&slave)?;
     // Group tty could otherwise write(1) to it, which the guest would take for typed.
     std::fs::set_permissions(&name, Permissions::from_mode(0o600))?;
-    let link = link.map(|path| Link::make(path, &name)).transpose()?;
+    let link = link.map(|path| link_to(path, &name)).transpose()?;
 
     let line = Line::loose(&name.display().to_string(), block);
     let key = io.key();
@@ -45,7 +46,7 @@ pub(super) fn open(io: &Arc<Io>, link: Option<&Path>, block: bool) -> io::Result
     line.serve(io, key);
     let mut text = format!("pty {}", name.display());
     if let Some(link) = &link {
-        text = format!("{text}, linked from {}", link.path.display());
+        text = format!("{text}, linked from {}", link.path().display());
     }
     io.add(key, Box::new(Pty { line: line.clone(), master, _slave: slave, _link: link }));
     Ok((line.clone(), Description::new(text, Some(name.display().to_string()), Some(line))))
@@ -55,7 +56,7 @@ struct Pty {
     line: Arc<Line>,
     master: File,
     _slave: OwnedFd,
-    _link: Option<Link>,
+    _link: Option<Name>,
 }
 
 impl Source for Pty {
@@ -72,30 +73,14 @@ impl Source for Pty {
     }
 }
 
-/// A symbolic link that goes when the pty does.
-struct Link {
-    path: PathBuf,
-    to: PathBuf,
-}
-
-impl Link {
-    fn make(path: &Path, to: &Path) -> io::Result<Link> {
-        match std::fs::symlink_metadata(path) {
-            Ok(there) if there.is_symlink() => std::fs::remove_file(path)?,
-            Ok(_) => return Err(io::Error::new(ErrorKind::AlreadyExists, "it exists and is no symbolic link")),
-            // Making the link says what is wrong.
-            Err(_) => {}
-        }
-        std::os::unix::fs::symlink(to, path)?;
-        Ok(Link { path: path.to_owned(), to: to.to_owned() })
+/// Makes a symbolic link, in the place of an old one.
+fn link_to(path: &Path, to: &Path) -> io::Result<Name> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if there.is_symlink() => std::fs::remove_file(path)?,
+        Ok(_) => return Err(io::Error::new(ErrorKind::AlreadyExists, "it exists and is no symbolic link")),
+        // Making the link says what is wrong.
+        Err(_) => {}
     }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        // By now it may be somebody else's.
-        if std::fs::read_link(&self.path).is_ok_and(|to| to == self.to) {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
+    std::os::unix::fs::symlink(to, path)?;
+    Name::of(path)
 }

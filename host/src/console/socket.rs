@@ -15,8 +15,9 @@ use mio::{Interest, event};
 
 use super::Description;
 use super::line::Line;
+use crate::broker::Name;
 use crate::io::{Gate, Io, Key, Source};
-use crate::unix::{self, SocketFile};
+use crate::unix;
 
 const TAKEN_OVER: &[u8] = b"\r\nbhyve-rs: another client has taken over the console\r\n";
 
@@ -78,7 +79,7 @@ trait Listener: Send {
 }
 
 /// The file goes with the socket.
-struct Unix(UnixListener, #[expect(dead_code, reason = "removes the file when it is dropped")] SocketFile);
+struct Unix(UnixListener, #[expect(dead_code, reason = "removes the file when it is dropped")] Name);
 struct Tcp(TcpListener);
 
 impl Listener for Unix {

@@ -13,7 +13,8 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use serde_json::Value;
 
 use super::{MAX_LINE, Members, VERSION};
-use crate::unix::{self, SocketFile};
+use crate::broker::Name;
+use crate::unix;
 
 /// Clients at a time.
 const MAX_CLIENTS: usize = 16;
@@ -63,7 +64,7 @@ struct Shared {
 pub struct Server {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    file: Option<SocketFile>,
+    file: Option<Name>,
 }
 
 impl Server {

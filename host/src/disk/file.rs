@@ -7,20 +7,20 @@
 //! is not aligned is copied, and what is no whole block goes through the cache. FreeBSD's disk devices have no cache:
 //! there everything moves in whole sectors of the device, and what is less is read, changed and written.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use emu::{IoVec, Ram, RamAddr};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Whence, lseek};
+use serde::{Deserialize, Serialize};
 
 use super::bounce;
+use crate::broker::{self, Id};
 use crate::sys;
 
 /// Pieces of memory in one call; POSIX promises no more than 16, but all systems take these.
@@ -77,32 +77,26 @@ pub(crate) trait Bytes: Send {
 }
 
 /// How a file is opened.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Access {
     pub write: bool,
     pub direct: bool,
 }
 
-/// A file with a lock, or without one.
-enum Owner {
-    Us(Flock<File>),
-    Nobody(File),
-}
-
-impl Deref for Owner {
-    type Target = File;
-
-    fn deref(&self) -> &File {
-        match self {
-            Owner::Us(file) => file,
-            Owner::Nobody(file) => file,
-        }
-    }
+/// What it takes to use an image's file, in the order in which it is got from the host. The lock is the file's: it ends
+/// with the last descriptor.
+pub(crate) struct Opened {
+    /// Locked.
+    pub file: File,
+    /// The same file past the host's cache, if that was asked for.
+    pub direct: Option<File>,
+    /// Keeps the system and others from using the device.
+    pub claim: Option<File>,
 }
 
 /// A file or a disk device of the host.
 pub(crate) struct HostFile {
-    file: Owner,
+    file: File,
     /// The same file past the host's cache.
     direct: Option<File>,
     /// Keeps the system and others from using the device.
@@ -128,9 +122,9 @@ fn usable(path: &Path) -> Result<()> {
     }
 }
 
-impl HostFile {
-    /// Opens and locks.
-    pub fn open(path: &Path, access: Access) -> Result<HostFile> {
+impl Opened {
+    /// Opens, locks and claims the file at `path`, which must be none of `chain`.
+    pub fn at(path: &Path, access: Access, chain: &[Id]) -> Result<Opened> {
         usable(path)?;
         let mut options = OpenOptions::new();
         options.read(true).write(access.write);
@@ -144,38 +138,56 @@ impl HostFile {
             }
             Err(e) => return Err(e.into()),
         };
-        let lock = if access.write { FlockArg::LockExclusiveNonblock } else { FlockArg::LockSharedNonblock };
-        let file = match Flock::lock(file, lock) {
-            Ok(file) => Owner::Us(file),
-            Err((file, Errno::EWOULDBLOCK)) => bail!("it is in use: {}", holder(&file)),
-            Err((_, e)) => return Err(e).context("it cannot be locked"),
-        };
-        let mut file = HostFile::of(file)?;
-        if access.write && !file.is_file {
-            file._claim = sys::claim(path)?;
+        if chain.contains(&id(&file)?) {
+            bail!("the image is behind itself");
         }
-        if access.direct {
-            let direct = options.custom_flags(libc::O_DIRECT).open(path);
-            let direct =
-                direct.context("its file system cannot go past the host's cache; use cache = \"writeback\"")?;
-            file.direct = Some(direct);
+        match if access.write { file.try_lock() } else { file.try_lock_shared() } {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!("it is in use: {}", holder(&file)),
+            Err(TryLockError::Error(e)) => return Err(e).context("it cannot be locked"),
         }
-        Ok(file)
+        let claim = if access.write && !file.metadata()?.is_file() { sys::claim(path)? } else { None };
+        let direct = access.direct.then(|| options.custom_flags(libc::O_DIRECT).open(path)).transpose();
+        let direct = direct.context("its file system cannot go past the host's cache; use cache = \"writeback\"")?;
+        Ok(Opened { file, direct, claim })
+    }
+}
+
+/// Device and inode.
+fn id(file: &File) -> io::Result<Id> {
+    file.metadata().map(|about| (about.dev(), about.ino()))
+}
+
+impl HostFile {
+    /// Opens and locks.
+    pub fn open(path: &Path, access: Access) -> Result<HostFile> {
+        HostFile::link(path, access, &[])
+    }
+
+    /// Opens and locks what must be none of `chain`.
+    pub fn link(path: &Path, access: Access, chain: &[Id]) -> Result<HostFile> {
+        let Opened { file, direct, claim } = broker::open(path, access, chain)?;
+        Ok(HostFile { direct, _claim: claim, ..HostFile::of(file)? })
+    }
+
+    /// Device and inode.
+    pub fn id(&self) -> io::Result<Id> {
+        id(&self.file)
     }
 
     /// Opens to look, whoever has it.
     pub fn look(path: &Path) -> Result<HostFile> {
         usable(path)?;
-        HostFile::of(Owner::Nobody(File::open(path)?))
+        HostFile::of(File::open(path)?)
     }
 
     /// Takes a file that nobody else can know.
     pub fn own(file: File) -> Result<HostFile> {
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e).context("lock")?;
-        HostFile::of(Owner::Us(file))
+        file.try_lock().context("lock")?;
+        HostFile::of(file)
     }
 
-    fn of(file: Owner) -> Result<HostFile> {
+    fn of(file: File) -> Result<HostFile> {
         let about = file.metadata()?;
         let is_file = about.is_file();
         let (len, grain) = match is_file {

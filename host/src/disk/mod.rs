@@ -40,8 +40,10 @@ use anyhow::{Context, Result};
 use emu::backend::Disk;
 use emu::{IoVec, Ram};
 
+pub(crate) use file::{Access, Opened};
 pub use open::Format;
 use open::How;
+pub(crate) use overlay::temporary;
 use worker::Worker;
 pub use worker::{DiskControl, OnError};
 

@@ -1,7 +1,6 @@
 //! From a path to what is in the image: formats, and the files behind images.
 
 use std::fmt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +14,7 @@ use super::raw::Raw;
 use super::vhd::{self, Vhd};
 use super::vhdx::{self, Vhdx};
 use super::vmdk::{self, Vmdk};
+use crate::broker::Id;
 
 /// Bytes at the beginning of an image that can tell what format it has.
 pub(crate) const HEADER: usize = 512;
@@ -116,21 +116,17 @@ pub(crate) fn beside(image: &Path, name: &str) -> PathBuf {
 }
 
 /// Opens one more file, which must not have been opened on the way here: `chain` has those.
-fn link(path: &Path, access: Access, chain: &mut Vec<(u64, u64)>) -> Result<Box<dyn Bytes>> {
-    let about = std::fs::metadata(path)?;
-    let id = (about.dev(), about.ino());
-    if chain.contains(&id) {
-        bail!("the image is behind itself");
-    }
+fn link(path: &Path, access: Access, chain: &mut Vec<Id>) -> Result<Box<dyn Bytes>> {
     if chain.len() >= DEPTH {
         bail!("more than {DEPTH} files belong to the image");
     }
-    chain.push(id);
-    Ok(Box::new(HostFile::open(path, access)?))
+    let file = HostFile::link(path, access, chain)?;
+    chain.push(file.id()?);
+    Ok(Box::new(file))
 }
 
 /// `chain`: what files have been opened on the way here.
-fn layer(path: &Path, how: How, chain: &mut Vec<(u64, u64)>) -> Result<Box<dyn Store>> {
+fn layer(path: &Path, how: How, chain: &mut Vec<Id>) -> Result<Box<dyn Store>> {
     let access = Access { write: !how.read_only, direct: how.direct };
     let mut file = link(path, access, chain)?;
     if file.len() == 0 {

@@ -4,7 +4,7 @@
 //! so. Nothing is copied, and the bits of a stretch of 2 MiB take 512 bytes of memory once the guest has written there.
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -16,6 +16,7 @@ use emu::{IoVec, Ram};
 use super::file::{Bytes, HostFile};
 use super::transfer::{Source, Target};
 use super::{SECTOR, Store};
+use crate::broker;
 
 /// Sectors that have their bits together.
 const STRETCH: u64 = 4096;
@@ -31,16 +32,22 @@ pub(crate) fn folder() -> PathBuf {
     std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
+/// A file there that has no name any more.
+pub(crate) fn temporary() -> Result<File> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = format!(".bhyve-rs-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let path = folder().join(name);
+    let what = || format!("temporary file {}", path.display());
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+    let file = file.with_context(what)?;
+    std::fs::remove_file(&path).with_context(what)?;
+    Ok(file)
+}
+
 impl Overlay {
     /// Puts one over `base`.
     pub fn new(base: Box<dyn Store>) -> Result<Overlay> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name = format!(".bhyve-rs-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = folder().join(name);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
-        let file = file.with_context(|| format!("temporary file {}", path.display()))?;
-        std::fs::remove_file(&path).with_context(|| format!("temporary file {}", path.display()))?;
-        Ok(Overlay { base, file: Box::new(HostFile::own(file)?), written: HashMap::new() })
+        Ok(Overlay { base, file: Box::new(HostFile::own(broker::nameless()?)?), written: HashMap::new() })
     }
 
     /// Whether the sector at `offset` was written, and how far that goes on.

@@ -1,0 +1,346 @@
+//! A process that stays outside the sandbox, and opens for the confined one what its configuration allows.
+//!
+//! The confined process runs the guest's devices; whoever takes it over from inside the guest gets its descriptors and
+//! no more. What it needs by name after the guest has begun, it asks of the broker, which answers with descriptors
+//! (SCM_RIGHTS): images to put into drives, out of the directories that the configuration names; room for what is
+//! written over them; the files that the command line names. And the broker removes names in the file system that the
+//! process has made, also when it dies of itself.
+//!
+//! One request is one packet, and so is its reply: JSON, of 64 KiB at most. What may be asked for is said before
+//! [`Request::Seal`]; nothing can be added to it later.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::disk::{Access, Opened, temporary};
+
+/// The command by which the program is the broker.
+pub const COMMAND: &str = "broker";
+
+/// Bytes of a request or a reply.
+const MOST: usize = 64 << 10;
+/// Descriptors in a reply.
+const FDS: usize = 3;
+
+/// Device and inode of a file.
+pub(crate) type Id = (u64, u64);
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Request {
+    /// Images in this directory may be opened.
+    Media(PathBuf),
+    /// This file may be written, and take another's name that may be.
+    Output(PathBuf),
+    /// This name is ours: it goes when we ask for it, or are gone.
+    Name(PathBuf, Id),
+    /// All has been said.
+    Seal,
+    /// Open, lock and claim an image's file that is none of these.
+    Open(PathBuf, Access, Vec<Id>),
+    /// A file without a name.
+    Temporary,
+    /// Make an output.
+    Create(PathBuf),
+    /// Give an output another one's name.
+    Rename(PathBuf, PathBuf),
+    /// Remove one of our names.
+    Remove(PathBuf, Id),
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Reply {
+    /// Why it was refused.
+    error: Option<String>,
+    /// Which of file, direct file and claim come along.
+    fds: [bool; FDS],
+}
+
+/// The broker's socket, and whether it is the only way already.
+static BROKER: Mutex<(Option<OwnedFd>, bool)> = Mutex::new((None, false));
+
+fn broker() -> MutexGuard<'static, (Option<OwnedFd>, bool)> {
+    BROKER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts the broker: this program, by another command.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn start() -> io::Result<()> {
+    let (ours, its) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    // Nobody waits for it: it ends with us, and is then no child any more.
+    command.arg(COMMAND).stdin(Stdio::from(its)).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    broker().0 = Some(ours);
+    Ok(())
+}
+
+/// Allows images of this directory to be opened later.
+///
+/// # Errors
+/// When there is no such directory.
+pub fn allow_media(dir: &Path) -> io::Result<()> {
+    tell(&Request::Media(dir.canonicalize()?))
+}
+
+/// Allows a file to be written later, and to be given the name of another such file.
+///
+/// # Errors
+/// When the broker is gone.
+pub fn allow_output(path: &Path) -> io::Result<()> {
+    tell(&Request::Output(std::path::absolute(path)?))
+}
+
+/// From now on the broker is asked for what has a name.
+///
+/// # Errors
+/// When it is gone.
+pub(crate) fn seal() -> io::Result<()> {
+    tell(&Request::Seal)?;
+    let mut broker = broker();
+    broker.1 = broker.0.is_some();
+    Ok(())
+}
+
+/// Has the broker know something before the seal, if there is one.
+fn tell(request: &Request) -> io::Result<()> {
+    match broker().0.as_ref() {
+        Some(socket) => ask(socket, request).map(|_| ()).map_err(io::Error::other),
+        None => Ok(()),
+    }
+}
+
+/// What the broker answers; nothing if we may ourselves.
+fn asked(request: impl FnOnce() -> Request) -> Option<Result<[Option<File>; FDS]>> {
+    match &*broker() {
+        (Some(socket), true) => Some(ask(socket, &request())),
+        _ => None,
+    }
+}
+
+/// Opens an image's file, locks and claims it.
+pub(crate) fn open(path: &Path, access: Access, chain: &[Id]) -> Result<Opened> {
+    match asked(|| Request::Open(path.to_owned(), access, chain.to_vec())) {
+        Some(answer) => {
+            let [file, direct, claim] = answer?;
+            Ok(Opened { file: file.context("the broker sent no file")?, direct, claim })
+        }
+        None => Opened::at(path, access, chain),
+    }
+}
+
+/// A file that has no name, with room for what is written over an image.
+pub(crate) fn nameless() -> Result<File> {
+    match asked(|| Request::Temporary) {
+        Some(answer) => answer?.into_iter().flatten().next().context("the broker sent no file"),
+        None => temporary(),
+    }
+}
+
+/// Makes a file, or empties it.
+///
+/// # Errors
+/// What the host says.
+pub fn create(path: &Path) -> Result<File> {
+    let path = std::path::absolute(path)?;
+    match asked(|| Request::Create(path.clone())) {
+        Some(answer) => answer?.into_iter().flatten().next().context("the broker sent no file"),
+        None => Ok(File::create(path)?),
+    }
+}
+
+/// Gives a file another name.
+///
+/// # Errors
+/// What the host says.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    let (from, to) = (std::path::absolute(from)?, std::path::absolute(to)?);
+    match asked(|| Request::Rename(from.clone(), to.clone())) {
+        Some(answer) => answer.map(|_| ()),
+        None => Ok(std::fs::rename(from, to)?),
+    }
+}
+
+/// A name in the file system that we have made. It is removed when this is dropped, if it is still ours.
+pub(crate) struct Name {
+    path: PathBuf,
+    id: Id,
+}
+
+impl Name {
+    /// Takes charge of what is at `path`.
+    pub fn of(path: &Path) -> io::Result<Name> {
+        let path = std::path::absolute(path)?;
+        let there = std::fs::symlink_metadata(&path)?;
+        let id = (there.dev(), there.ino());
+        tell(&Request::Name(path.clone(), id))?;
+        Ok(Name { path, id })
+    }
+
+    /// The absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        if asked(|| Request::Remove(self.path.clone(), self.id)).is_none() {
+            remove(&self.path, self.id);
+        }
+    }
+}
+
+/// Removes a name, unless it is somebody else's by now.
+fn remove(path: &Path, id: Id) {
+    if std::fs::symlink_metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == id) {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Sends a request and waits for the answer.
+fn ask(socket: &OwnedFd, request: &Request) -> Result<[Option<File>; FDS]> {
+    send(socket.as_fd(), &serde_json::to_vec(request)?, &[]).context("the broker is gone")?;
+    let (packet, mut fds) = receive(socket.as_fd()).context("the broker is gone")?;
+    let reply: Reply = serde_json::from_slice(&packet).context("the broker is gone")?;
+    if let Some(error) = reply.error {
+        bail!(error);
+    }
+    // They come in order, those that come.
+    fds.reverse();
+    Ok(reply.fds.map(|comes| if comes { fds.pop().map(File::from) } else { None }))
+}
+
+fn send(socket: BorrowedFd, packet: &[u8], fds: &[BorrowedFd]) -> io::Result<()> {
+    let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let rights: &[_] = if fds.is_empty() { &[] } else { &rights };
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(packet)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+fn receive(socket: BorrowedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut packet = vec![0; MOST];
+    let mut room = nix::cmsg_space!([std::os::fd::RawFd; FDS]);
+    let mut parts = [IoSliceMut::new(&mut packet)];
+    let got = loop {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut room), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Err(nix::errno::Errno::EINTR) => {}
+            got => break got?,
+        }
+    };
+    let mut fds = Vec::new();
+    for message in got.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(sent) = message {
+            // SAFETY: the kernel has just made these descriptors for us; nobody else knows them.
+            #[expect(unsafe_code, reason = "descriptors come as numbers")]
+            fds.extend(sent.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    let len = got.bytes;
+    if len == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    packet.truncate(len);
+    Ok((packet, fds))
+}
+
+/// The broker's side: what the confined process may ask for.
+#[derive(Default)]
+struct Rules {
+    media: Vec<PathBuf>,
+    outputs: Vec<PathBuf>,
+    names: Vec<(PathBuf, Id)>,
+    sealed: bool,
+}
+
+/// Is the broker, at standard input, until the other end is gone.
+///
+/// # Errors
+/// When standard input is not its socket.
+pub fn serve() -> Result<()> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    if !matches!(nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::SockType), Ok(SockType::SeqPacket)) {
+        bail!("this command is the program's own, for the process that opens files for a confined one");
+    }
+    for ours in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+        // SAFETY: no handler is set.
+        #[expect(unsafe_code, reason = "signal(3)")]
+        unsafe {
+            // They are the terminal's for the process that runs the machine.
+            signal(ours, SigHandler::SigIgn)?;
+        }
+    }
+    let mut rules = Rules::default();
+    while let Ok((packet, _)) = receive(socket.as_fd()) {
+        let answer = serde_json::from_slice(&packet).map_err(Into::into).and_then(|request| rules.answer(request));
+        let (reply, files) = match answer {
+            Ok(files) => (Reply { error: None, fds: files.each_ref().map(Option::is_some) }, files),
+            Err(e) => (Reply { error: Some(format!("{e:#}")), ..Reply::default() }, [None, None, None]),
+        };
+        let fds: Vec<_> = files.iter().flatten().map(AsFd::as_fd).collect();
+        if send(socket.as_fd(), &serde_json::to_vec(&reply)?, &fds).is_err() {
+            break;
+        }
+    }
+    rules.names.iter().for_each(|(path, id)| remove(path, *id));
+    Ok(())
+}
+
+impl Rules {
+    fn answer(&mut self, request: Request) -> Result<[Option<File>; FDS]> {
+        let output = |path: &PathBuf| match self.outputs.contains(path) {
+            true => Ok(()),
+            false => bail!("{} is no output of this machine", path.display()),
+        };
+        match request {
+            Request::Media(_) | Request::Output(_) | Request::Name(..) | Request::Seal if self.sealed => {
+                bail!("it is too late for that");
+            }
+            Request::Media(dir) => self.media.push(dir),
+            Request::Output(path) => self.outputs.push(path),
+            Request::Name(path, id) => self.names.push((path, id)),
+            Request::Seal => self.sealed = true,
+            Request::Open(path, access, chain) => {
+                let path = path.canonicalize()?;
+                if !self.media.iter().any(|dir| path.starts_with(dir)) {
+                    bail!(
+                        "it is in no directory that the machine may open images from: the sandbox allows those of the \
+                         configured images and of the key sandbox.media"
+                    );
+                }
+                let Opened { file, direct, claim } = Opened::at(&path, access, &chain)?;
+                return Ok([Some(file), direct, claim]);
+            }
+            Request::Temporary => return Ok([Some(temporary()?), None, None]),
+            Request::Create(path) => {
+                output(&path)?;
+                return Ok([Some(File::create(path)?), None, None]);
+            }
+            Request::Rename(from, to) => {
+                output(&from)?;
+                output(&to)?;
+                std::fs::rename(from, to)?;
+            }
+            Request::Remove(path, id) => {
+                let ours = self.names.iter().position(|name| *name == (path.clone(), id));
+                let ours = ours.with_context(|| format!("{} is no name of this machine", path.display()))?;
+                self.names.swap_remove(ours);
+                remove(&path, id);
+            }
+        }
+        Ok([None, None, None])
+    }
+}
