@@ -301,12 +301,14 @@ fn start(
     log::start(&options.trace);
     let counted = spec.instruction_clock || spec.plain || options.until.is_some() || options.restore.is_some();
     let backend = backends.choose(node, counted)?;
+    // A confined process does not know where it is.
+    let save = options.save.as_ref().map(std::path::absolute).transpose().context("--save")?;
     if !options.no_sandbox {
         broker::start().context("the process that opens files for the machine's")?;
         config::media_directories(node).iter().try_for_each(|dir| {
             broker::allow_media(dir).with_context(|| format!("sandbox.media: {}", dir.display()))
         })?;
-        for path in options.save.iter().flat_map(|path| [path.clone(), state::beside(path)]) {
+        for path in save.iter().flat_map(|path| [path.clone(), state::beside(path)]) {
             broker::allow_output(&path).with_context(|| path.display().to_string())?;
         }
     }
@@ -369,7 +371,7 @@ fn start(
     }
     if ended.is_none() {
         eprintln!("state {:016x}", instance.paused().digest()?);
-        if let Some(file) = &options.save {
+        if let Some(file) = &save {
             instance.paused().save(file)?;
         }
     }

@@ -95,12 +95,12 @@ pub fn allow_media(dir: &Path) -> io::Result<()> {
     tell(&Request::Media(dir.canonicalize()?))
 }
 
-/// Allows a file to be written later, and to be given the name of another such file.
+/// Allows a file to be written later, and to be given the name of another such file. Its path is absolute.
 ///
 /// # Errors
 /// When the broker is gone.
 pub fn allow_output(path: &Path) -> io::Result<()> {
-    tell(&Request::Output(std::path::absolute(path)?))
+    tell(&Request::Output(path.to_owned()))
 }
 
 /// From now on the broker is asked for what has a name.
@@ -154,8 +154,7 @@ pub(crate) fn nameless() -> Result<File> {
 /// # Errors
 /// What the host says.
 pub fn create(path: &Path) -> Result<File> {
-    let path = std::path::absolute(path)?;
-    match asked(|| Request::Create(path.clone())) {
+    match asked(|| Request::Create(path.to_owned())) {
         Some(answer) => answer?.into_iter().flatten().next().context("the broker sent no file"),
         None => Ok(File::create(path)?),
     }
@@ -166,8 +165,7 @@ pub fn create(path: &Path) -> Result<File> {
 /// # Errors
 /// What the host says.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
-    let (from, to) = (std::path::absolute(from)?, std::path::absolute(to)?);
-    match asked(|| Request::Rename(from.clone(), to.clone())) {
+    match asked(|| Request::Rename(from.to_owned(), to.to_owned())) {
         Some(answer) => answer.map(|_| ()),
         None => Ok(std::fs::rename(from, to)?),
     }

@@ -2,8 +2,8 @@
 //!
 //! Programming Interface for Bus Master IDE Controller, revision 1.0, and the 82371SB and 82371AB datasheets: a command
 //! register, a status register, and a pointer to a table of physical region descriptors in memory. Each descriptor is
-//! read once, when the engine gets there. The table lies in one 64 KiB piece of memory and so does each region: both
-//! address counters wrap at 64 KiB.
+//! read once, when the engine gets there. The table lies in one 64 KiB piece of memory, where its address counter wraps.
+//! A region is to lie in one as well, but this one's counter has 32 bits: OVMF makes regions that cross the boundary.
 
 use emu::DmaMem;
 use serde::{Deserialize, Serialize};
@@ -126,24 +126,19 @@ impl BusMaster {
                     return None;
                 }
                 let d: [u8; 8] = dma.fetch(u64::from(self.next));
-                self.next = wrapping_add(self.next, 8);
+                self.next = self.next & 0xffff_0000 | self.next.wrapping_add(8) & 0xffff;
                 self.entries += 1;
                 self.address = u32::from_le_bytes([d[0] & 0xfe, d[1], d[2], d[3]]);
                 let count = u16::from_le_bytes([d[4] & 0xfe, d[5]]);
                 self.left = if count == 0 { 0x1_0000 } else { count.into() };
                 self.last = d[7] & 0x80 != 0;
             }
-            let run = u64::from(self.left.min(0x1_0000 - (self.address & 0xffff))).min(want) as u32;
+            let run = u64::from(self.left).min(want) as u32;
             parts.push((self.address.into(), run));
-            self.address = wrapping_add(self.address, run);
+            self.address = self.address.wrapping_add(run);
             self.left -= run;
             want -= u64::from(run);
         }
         Some(parts)
     }
-}
-
-/// The address counters have 16 bits.
-fn wrapping_add(address: u32, n: u32) -> u32 {
-    address & 0xffff_0000 | address.wrapping_add(n) & 0xffff
 }
