@@ -1,10 +1,26 @@
-//! The FreeBSD vmm(4) kernel interface.
+//! The FreeBSD vmm(4) kernel interface on amd64, for 13, 14 and 15.
 //!
-//! This crate will hold every structure, constant and request number of vmm(4) on amd64 for FreeBSD 13, 14 and 15, in
-//! one module per ABI, with const assertions of all sizes, offsets and request codes that hold on every host, so that
-//! the layout is tested where no FreeBSD is. Only the final `ioctl(2)`, `sysctl(3)` and `mmap(2)` calls, behind
-//! [`Kernel`], are conditional on the target. It holds no policy: `hv` decides what to ask the kernel for.
+//! The structures, numbers and requests are plain data, asserted on every host: [`common`] is what all kernels agree
+//! on, [`v13`], [`v14`] and [`v15`] what each brought, [`Abi`] the table of what differs, [`exit`] why a processor
+//! comes out. Only the final system calls, behind [`Kernel`], are conditional on the target, so that the
+//! calls can be tested where no FreeBSD is. The crate holds no policy: `hv` decides what to ask the kernel for.
 
+pub mod abi;
+pub mod common;
+mod cpuset;
+pub mod exit;
+pub mod ids;
 mod kernel;
+mod layout;
+pub mod request;
+pub mod v13;
+pub mod v14;
+pub mod v15;
 
+pub use abi::{Abi, Version};
+pub use cpuset::CpuSet;
+pub use exit::{Exit, VmExit};
+pub use ids::{Cap, Part, Reg, Suspend};
 pub use kernel::{Access, Kernel, Node};
+pub use layout::Plain;
+pub use request::Request;
