@@ -44,8 +44,6 @@ layouts! {
     seg_desc(16) { 0 base: u64, 8 limit: u32, 12 access: u32, }
     /// A segment register's hidden part.
     vm_seg_desc(24) { 0 cpuid: i32, 4 regnum: i32, 8 desc: seg_desc, }
-    /// Several registers: `regnums` points to `i32`s, `regvals` to `u64`s.
-    vm_register_set(24) { 0 cpuid: i32, 4 count: u32, 8 regnums: u64, 16 regvals: u64, }
     /// A range of guest-physical addresses backed by a segment.
     vm_memmap(40) {
         0 gpa: u64, 8 segid: i32, 12 pad: u32, 16 segoff: i64, 24 len: u64, 32 prot: i32, 36 flags: i32,
@@ -101,14 +99,20 @@ layouts! {
     vm_hpet_cap(4) { 0 capabilities: u32, }
     /// What CPUID tells of the topology.
     vm_cpu_topology(8) { 0 sockets: u16, 2 cores: u16, 4 threads: u16, 6 maxcpus: u16, }
-    /// A set of processors; `cpus` points to `cpusetsize` bytes.
-    vm_cpuset(16) { 0 which: i32, 4 cpusetsize: i32, 8 cpus: u64, }
     /// A byte of the RTC's memory.
     vm_rtc_data(8) { 0 offset: i32, 4 value: u8, 5 pad: [u8; 3], }
     /// The RTC's time, in seconds since 1970.
     vm_rtc_time(8) { 0 secs: i64, }
     /// `struct timeval`.
     timeval(16) { 0 tv_sec: i64, 8 tv_usec: i64, }
+}
+
+layouts! {
+    pointers:
+    /// Several registers: `regnums` points to `i32`s, `regvals` to `u64`s.
+    vm_register_set(24) { 0 cpuid: i32, 4 count: u32, 8 regnums: u64, 16 regvals: u64, }
+    /// A set of processors; `cpus` points to `cpusetsize` bytes.
+    vm_cpuset(16) { 0 which: i32, 4 cpusetsize: i32, 8 cpus: u64, }
 }
 
 requests! {

@@ -8,6 +8,8 @@
 pub unsafe trait Plain: Copy + 'static {
     /// All bytes zero, as padding and reserved words have to be.
     const ZERO: Self;
+    /// Whether there are pointers in it, which a kernel follows.
+    const POINTS: bool;
 
     /// The value at `offset` of `bytes`.
     ///
@@ -23,7 +25,8 @@ pub unsafe trait Plain: Copy + 'static {
 /// Declares structures with the offset of each field, and asserts them on every host: sizes, offsets, and that padding
 /// is written out, so that none of it is left to chance.
 macro_rules! layouts {
-    ($(
+    (pointers: $($rest:tt)*) => { $crate::layout::layouts! { @ true $($rest)* } };
+    (@ $points:literal $(
         $(#[$meta:meta])*
         $name:ident($size:literal) { $($offset:literal $field:ident: $type:ty,)* }
     )*) => {$(
@@ -45,8 +48,10 @@ macro_rules! layouts {
         unsafe impl $crate::layout::Plain for $name {
             // SAFETY: zeros are a value of every integer.
             const ZERO: Self = unsafe { std::mem::zeroed() };
+            const POINTS: bool = $points;
         }
     )*};
+    ($($rest:tt)*) => { $crate::layout::layouts! { @ false $($rest)* } };
 }
 
 pub(crate) use layouts;

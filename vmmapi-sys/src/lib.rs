@@ -8,19 +8,33 @@
 pub mod abi;
 pub mod common;
 mod cpuset;
+mod devices;
 pub mod exit;
 pub mod ids;
 mod kernel;
 mod layout;
+pub mod memory;
 pub mod request;
+mod state;
+#[cfg(target_os = "freebsd")]
+mod system;
 pub mod v13;
 pub mod v14;
 pub mod v15;
+mod vm;
+mod vmm;
 
 pub use abi::{Abi, Version};
 pub use cpuset::CpuSet;
+pub use devices::{HostFunction, Msi};
 pub use exit::{Exit, VmExit};
 pub use ids::{Cap, Part, Reg, Suspend};
 pub use kernel::{Access, Kernel, Node};
 pub use layout::Plain;
+pub use memory::Memseg;
 pub use request::Request;
+pub use state::Translation;
+#[cfg(target_os = "freebsd")]
+pub use system::System;
+pub use vm::{RunBuffer, Vm};
+pub use vmm::{AttachError, Lifetime, Name, Vmm};

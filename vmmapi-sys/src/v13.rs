@@ -16,6 +16,10 @@ layouts! {
     vm_memseg_14(32) { 0 segid: i32, 4 pad: u32, 8 len: u64, 16 name: [u8; 16], }
     /// Statistics.
     vm_stats_13(536) { 0 cpuid: i32, 4 num_entries: i32, 8 tv: timeval, 24 statbuf: [u64; 64], }
+}
+
+layouts! {
+    pointers:
     /// A part of the kernel's state: as 14's after a pointer that is ignored.
     vm_snapshot_meta_13(72) { 0 ctx: u64, 8 meta: crate::v14::vm_snapshot_meta, }
 }

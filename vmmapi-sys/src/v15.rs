@@ -8,15 +8,19 @@ use crate::request::requests;
 pub const VMMCTL_CREATE_DESTROY_ON_CLOSE: u32 = 1;
 
 layouts! {
+    /// Makes a VM: the name ends with a NUL.
+    vmmctl_vm_create(296) { 0 name: [u8; 230], 230 pad: [u8; 2], 232 flags: u32, 236 reserved: [u32; 15], }
+    /// Destroys one.
+    vmmctl_vm_destroy(296) { 0 name: [u8; 230], 230 pad: [u8; 2], 232 reserved: [u32; 16], }
+}
+
+layouts! {
+    pointers:
     /// A memory segment. A `ds_policy` of 0 with no mask is the host's default policy.
     vm_memseg(56) {
         0 segid: i32, 4 pad: u32, 8 len: u64, 16 name: [u8; 16], 32 ds_mask: u64, 40 ds_mask_size: u64,
         48 ds_policy: i32, 52 pad1: u32,
     }
-    /// Makes a VM: the name ends with a NUL.
-    vmmctl_vm_create(296) { 0 name: [u8; 230], 230 pad: [u8; 2], 232 flags: u32, 236 reserved: [u32; 15], }
-    /// Destroys one.
-    vmmctl_vm_destroy(296) { 0 name: [u8; 230], 230 pad: [u8; 2], 232 reserved: [u32; 16], }
 }
 
 requests! {
