@@ -65,35 +65,45 @@ layouts! {
 
 const _: () = assert!(UNION == size_of::<head>() && UNION + size_of::<inst_emul>() == EXIT_SIZE);
 
-/// The exit codes.
-#[expect(missing_docs, reason = "they are described where they are decoded, at `Exit`")]
-pub mod code {
-    pub const INOUT: i32 = 0;
-    pub const VMX: i32 = 1;
-    pub const BOGUS: i32 = 2;
-    pub const RDMSR: i32 = 3;
-    pub const WRMSR: i32 = 4;
-    pub const HLT: i32 = 5;
-    pub const MTRAP: i32 = 6;
-    pub const PAUSE: i32 = 7;
-    pub const PAGING: i32 = 8;
-    pub const INST_EMUL: i32 = 9;
-    pub const SPINUP_AP: i32 = 10;
-    pub const DEPRECATED1: i32 = 11;
-    pub const RENDEZVOUS: i32 = 12;
-    pub const IOAPIC_EOI: i32 = 13;
-    pub const SUSPENDED: i32 = 14;
-    pub const INOUT_STR: i32 = 15;
-    pub const TASK_SWITCH: i32 = 16;
-    pub const MONITOR: i32 = 17;
-    pub const MWAIT: i32 = 18;
-    pub const SVM: i32 = 19;
-    pub const REQIDLE: i32 = 20;
-    pub const DEBUG: i32 = 21;
-    pub const VMINSN: i32 = 22;
-    pub const BPT: i32 = 23;
-    pub const IPI: i32 = 24;
-    pub const DB: i32 = 25;
+macro_rules! codes {
+    ($($name:ident = $code:literal,)*) => {
+        /// The exit codes; [`Exit`] tells what they are.
+        pub mod code {
+            $(#[doc = concat!("`VM_EXITCODE_", stringify!($name), "`.")] pub const $name: i32 = $code;)*
+
+            /// All of them, by name.
+            pub const ALL: &[(i32, &str)] = &[$(($name, concat!("VM_EXITCODE_", stringify!($name)))),*];
+        }
+    };
+}
+
+codes! {
+    INOUT = 0,
+    VMX = 1,
+    BOGUS = 2,
+    RDMSR = 3,
+    WRMSR = 4,
+    HLT = 5,
+    MTRAP = 6,
+    PAUSE = 7,
+    PAGING = 8,
+    INST_EMUL = 9,
+    SPINUP_AP = 10,
+    DEPRECATED1 = 11,
+    RENDEZVOUS = 12,
+    IOAPIC_EOI = 13,
+    SUSPENDED = 14,
+    INOUT_STR = 15,
+    TASK_SWITCH = 16,
+    MONITOR = 17,
+    MWAIT = 18,
+    SVM = 19,
+    REQIDLE = 20,
+    DEBUG = 21,
+    VMINSN = 22,
+    BPT = 23,
+    IPI = 24,
+    DB = 25,
 }
 
 /// Where the destinations of an IPI are.
