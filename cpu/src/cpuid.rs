@@ -4,7 +4,7 @@
 //! HTT) are computed. A leaf beyond the highest shows that one's, as Intel's processors have it; software that looks
 //! for leaf 80000000 on one without extended leaves finds a number that is too small.
 
-use crate::feature::Feature::{Apic, Clflush, Ht, Lm, Syscall, Xsave};
+use crate::feature::Feature::{Apic, Clflush, Cpuid, Ht, Lm, Syscall, Xsave};
 use crate::feature::Word;
 use crate::insn::{Insn, Mode, RAX, RCX, Res};
 use crate::model::{Cache, Model};
@@ -61,19 +61,63 @@ impl Model {
     }
 }
 
-impl Cpu {
-    fn apic_id(&self) -> u32 {
-        const X2: u64 = 1 << 10;
-        let id = self.lapic.read(0x20);
-        if self.lapic.apic_base() & X2 != 0 { id } else { id >> 24 }
+/// What CPUID shows of a processor's registers.
+#[derive(Clone, Copy, Debug)]
+struct Shown {
+    /// The local APIC's id.
+    apic_id: u32,
+    /// The local APIC is enabled.
+    apic: bool,
+    /// CR4.OSXSAVE.
+    osxsave: bool,
+    /// MISC_ENABLE can limit the leaves for Windows NT 4.
+    limited: bool,
+    /// In 64-bit mode.
+    long: bool,
+}
+
+/// A leaf of CPUID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// EAX.
+    pub leaf: u32,
+    /// ECX, where it matters.
+    pub sub: Option<u32>,
+    /// EAX, EBX, ECX, EDX.
+    pub regs: [u32; 4],
+}
+
+impl Model {
+    /// The leaves of the processor whose local APIC has the id `apic_id`, for a hypervisor whose kernel answers CPUID
+    /// and adds what mirrors registers. Of a model without CPUID there are none.
+    pub fn leaves(&self, apic_id: u32) -> Vec<Leaf> {
+        if !self.has(Cpuid) {
+            return Vec::new();
+        }
+        let shown = Shown { apic_id, apic: true, osxsave: false, limited: false, long: true };
+        let hypervisor = if self.hypervisor.is_some() { MAX_HYPERVISOR_LEAF } else { 0 };
+        let extended = 0x8000_0000..=self.max_extended;
+        let leaves = (0..=self.max_leaf).chain(0x4000_0000..=hypervisor).chain(extended);
+        leaves
+            .flat_map(|leaf| {
+                let subs = match leaf {
+                    4 => Some(0..=4),
+                    7 | 0xd => Some(0..=0),
+                    0xb => Some(0..=2),
+                    _ => None,
+                };
+                let subs = subs.map_or(vec![None], |subs| subs.map(Some).collect());
+                subs.into_iter().map(move |sub| (leaf, sub))
+            })
+            .map(|(leaf, sub)| Leaf { leaf, sub, regs: self.cpuid(leaf, sub.unwrap_or(0), &shown) })
+            .collect()
     }
 
     /// EAX, EBX, ECX and EDX of a leaf.
-    pub(crate) fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4] {
-        let m = &self.model;
+    fn cpuid(&self, leaf: u32, sub: u32, shown: &Shown) -> [u32; 4] {
+        let m = self;
         let amd = m.is_amd();
-        // MISC_ENABLE can limit the leaves for Windows NT 4.
-        let max = if self.msr.misc_enable & 1 << 22 != 0 { m.max_leaf.min(3) } else { m.max_leaf };
+        let max = if shown.limited { m.max_leaf.min(3) } else { m.max_leaf };
         let leaf = match leaf {
             0..=0x3fff_ffff if leaf > max => max,
             0x4000_0000..=0x4fff_ffff if m.hypervisor.is_none() => max,
@@ -94,20 +138,20 @@ impl Cpu {
                 let line = if m.has(Clflush) { m.caches.line / 8 << 8 } else { 0 };
                 let ids = if m.has(Ht) { (1 << m.id_bits() & 0xff) << 16 } else { 0 };
                 let mut ecx = m.features.word(Word::Ecx1);
-                if self.cr4 & 1 << 18 != 0 {
+                if shown.osxsave {
                     ecx |= OSXSAVE;
                 }
                 if m.hypervisor.is_some() {
                     ecx |= HYPERVISOR;
                 }
                 let mut edx = m.feature_flags();
-                if self.lapic.apic_base() & 1 << 11 == 0 {
+                if !shown.apic {
                     edx &= !APIC;
                 }
                 if m.cpus < 2 {
                     edx &= !HTT;
                 }
-                let id = if m.has(Apic) { self.apic_id() << 24 } else { 0 };
+                let id = if m.has(Apic) { shown.apic_id << 24 } else { 0 };
                 [m.signature, id | ids | line | u32::from(m.brand_index), ecx, edx]
             }
             2 if !amd => m.descriptors,
@@ -120,7 +164,7 @@ impl Cpu {
             6 => [m.features.word(Word::Eax6), 0, 0, 0],
             7 if sub == 0 => [0, m.features.word(Word::Ebx7), 0, m.features.word(Word::Edx7)],
             0xb if m.has(Apic) => {
-                let id = self.apic_id();
+                let id = shown.apic_id;
                 match sub {
                     0 => [0, 1, 1 << 8, id],
                     1 => [m.id_bits(), m.siblings(), 2 << 8 | 1, id],
@@ -145,7 +189,7 @@ impl Cpu {
             0x8000_0001 => {
                 let (ecx, edx) = (m.features.word(Word::EcxExt), m.features.word(Word::EdxExt));
                 // Intel's processors have SYSCALL in 64-bit mode only, and say so only there.
-                let hidden = if self.mode.has(Mode::LONG) { 0 } else { Syscall.place().1 };
+                let hidden = if shown.long { 0 } else { Syscall.place().1 };
                 if amd {
                     [m.signature, 0, ecx, edx | m.feature_flags() & AMD_REPEATS]
                 } else {
@@ -170,6 +214,22 @@ impl Cpu {
     }
 }
 
+impl Cpu {
+    /// EAX, EBX, ECX and EDX of a leaf.
+    pub(crate) fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4] {
+        const X2: u64 = 1 << 10;
+        let (id, base) = (self.lapic.read(0x20), self.lapic.apic_base());
+        let shown = Shown {
+            apic_id: if base & X2 != 0 { id } else { id >> 24 },
+            apic: base & 1 << 11 != 0,
+            osxsave: self.cr4 & 1 << 18 != 0,
+            limited: self.msr.misc_enable & 1 << 22 != 0,
+            long: self.mode.has(Mode::LONG),
+        };
+        self.model.cpuid(leaf, sub, &shown)
+    }
+}
+
 fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
@@ -179,4 +239,35 @@ pub(crate) fn cpuid(cpu: &mut Cpu, _: &Insn) -> Res {
     let (leaf, sub) = (cpu.gpr[usize::from(RAX)] as u32, cpu.gpr[usize::from(RCX)] as u32);
     put_cpuid(cpu, cpu.cpuid(leaf, sub));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feature::Features;
+
+    #[test]
+    fn the_leaves_for_a_kernel_show_the_model_and_nothing_that_it_lacks() {
+        let features = Features::of(&[Clflush]);
+        let mut m = Model::default();
+        m.set_features(m.features.without(&[Clflush]));
+        let leaves = m.leaves(3);
+        let leaf = |n: u32, sub| leaves.iter().find(|l| l.leaf == n && l.sub == sub).unwrap().regs;
+        assert_eq!(leaf(1, None)[3] & features.word(Word::Edx1), 0);
+        assert_eq!(leaf(1, None)[1] >> 8, 3 << 16, "the APIC id, and no line size without CLFLUSH");
+        assert_eq!(leaf(0xb, Some(1))[3], 3);
+        assert!(leaves.iter().all(|l| !(0x4000_0000..0x8000_0000).contains(&l.leaf)), "no hypervisor's leaf");
+        assert_eq!(leaves.last().unwrap().leaf, m.max_extended);
+        assert!(Model::named("486").unwrap().leaves(0).is_empty());
+    }
+
+    #[test]
+    fn features_are_found_where_cpuid_shows_them() {
+        let m = Model::named("max").unwrap();
+        let leaves = m.leaves(0);
+        let register = |leaf, n: usize| leaves.iter().find(|l| l.leaf == leaf).map_or(0, |l| l.regs[n]);
+        let shown = Features::shown(register);
+        // It shows with several processors only.
+        assert_eq!(shown.with(&[Ht]), m.features);
+    }
 }

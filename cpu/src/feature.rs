@@ -28,6 +28,23 @@ pub(crate) enum Word {
     EdxPower,
 }
 
+impl Word {
+    /// The leaf, and its register: EAX, EBX, ECX, EDX.
+    const fn place(self) -> Option<(u32, usize)> {
+        match self {
+            Word::None => None,
+            Word::Edx1 => Some((1, 3)),
+            Word::Ecx1 => Some((1, 2)),
+            Word::Eax6 => Some((6, 0)),
+            Word::Ebx7 => Some((7, 1)),
+            Word::Edx7 => Some((7, 3)),
+            Word::EdxExt => Some((0x8000_0001, 3)),
+            Word::EcxExt => Some((0x8000_0001, 2)),
+            Word::EdxPower => Some((0x8000_0007, 3)),
+        }
+    }
+}
+
 macro_rules! features {
     ($($feature:ident $name:literal $word:ident $bit:literal [$($needs:ident)*])*) => {
         /// A feature of a processor.
@@ -274,6 +291,16 @@ impl Features {
     /// The bits of a CPUID register.
     pub(crate) fn word(self, word: Word) -> u32 {
         self.iter().map(Feature::place).filter(|(w, _)| *w == word).fold(0, |bits, (_, bit)| bits | bit)
+    }
+
+    /// Those that a processor shows: `register` gives a leaf's EAX, EBX, ECX or EDX by its place. Those without a bit
+    /// are among them.
+    pub fn shown(register: impl Fn(u32, usize) -> u32) -> Features {
+        let there = |f: &Feature| {
+            let (word, bit) = f.place();
+            word.place().is_none_or(|(leaf, n)| register(leaf, n) & bit != 0)
+        };
+        Feature::ALL.iter().copied().filter(there).fold(Features::NONE, |all, f| all.with(&[f]))
     }
 
     /// As one number, the same for equal sets.

@@ -56,11 +56,13 @@ mod task;
 mod tlb;
 mod walk;
 
+pub use cpuid::Leaf;
 pub use engine::Engine;
 pub use feature::{Feature, Features};
 pub use fpu::ErrorPins;
 pub use lapic::{ApicBus, Lapic, LapicState, Message};
 pub use model::{Cache, Caches, Model};
 pub use regs::Regs;
+pub use report::{code, last_exits};
 pub use run::{Exit, NS_PER_INSN};
 pub use state::{Cpu, Fault, Msrs, Segment, Table};

@@ -102,8 +102,8 @@ fn memory_types(v: u64, pat: bool) -> bool {
 }
 
 impl Model {
-    /// Whether it has a register.
-    fn has_msr(&self, msr: u32) -> bool {
+    /// Whether it has a model-specific register.
+    pub fn has_msr(&self, msr: u32) -> bool {
         let amd = self.is_amd();
         let (family, number) = (self.family(), self.number());
         // From the Pentium M and the Pentium 4 on.

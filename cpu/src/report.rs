@@ -5,8 +5,8 @@ use std::fmt::Write;
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 
 use crate::flags::IF;
-use crate::insn::{CS, DS, ES, FS, GS, Mode, SS};
-use crate::state::Cpu;
+use crate::regs::Regs;
+use crate::state::{Cpu, Segment};
 
 const NAMES: [&str; 16] =
     ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14", "R15"];
@@ -70,11 +70,11 @@ fn describe(f: crate::state::Fault) -> String {
     text
 }
 
-impl Cpu {
-    /// Registers, what was delivered last, the last accesses to devices and the code around RIP, several lines.
-    pub fn report(&mut self) -> String {
+impl Regs {
+    /// As several lines of text.
+    pub fn report(&self) -> String {
         let mut out = String::new();
-        let r = self.regs();
+        let r = self;
         for (n, (name, value)) in NAMES.iter().zip(r.gpr).enumerate() {
             let _ = write!(out, "{name}={value:016x}{}", if n % 4 == 3 { '\n' } else { ' ' });
         }
@@ -84,8 +84,7 @@ impl Cpu {
             "CR0={:08x} CR2={:016x} CR3={:016x} CR4={:08x} EFER={:x}",
             r.cr0, r.cr2, r.cr3, r.cr4, r.msrs.efer
         );
-        for (name, n) in [("ES", ES), ("CS", CS), ("SS", SS), ("DS", DS), ("FS", FS), ("GS", GS)] {
-            let s = self.seg[n as usize];
+        for (name, s) in [("ES", r.es), ("CS", r.cs), ("SS", r.ss), ("DS", r.ds), ("FS", r.fs), ("GS", r.gs)] {
             let _ = writeln!(
                 out,
                 "{name}={:04x} base={:016x} limit={:08x} access={:05x}",
@@ -97,56 +96,80 @@ impl Cpu {
             "GDT={:016x}/{:04x} IDT={:016x}/{:04x}",
             r.gdtr.base, r.gdtr.limit, r.idtr.base, r.idtr.limit
         );
+        out
+    }
+
+    /// The size of the code at CS:RIP: 16, 32 or 64 bits.
+    pub fn code_bits(&self) -> u32 {
+        const LMA: u64 = 1 << 10;
+        match self.cs.access {
+            access if access & Segment::L != 0 && self.msrs.efer & LMA != 0 => 64,
+            access if access & Segment::DB != 0 => 32,
+            _ => 16,
+        }
+    }
+}
+
+/// Lines about the last accesses to devices, if there are any.
+pub fn last_exits(exits: impl Iterator<Item = emu::Exit>) -> String {
+    let mut out = String::new();
+    for e in exits {
+        if out.is_empty() {
+            out.push_str("last exits:\n");
+        }
+        let to = if matches!(e.kind, "in" | "read") { "=" } else { "<-" };
+        let _ = writeln!(out, "  {:<5} {:x}/{} {to} {:x}", e.kind, e.addr, e.width, e.value);
+    }
+    out
+}
+
+/// Disassembles around RIP. `peek` gives as many of the bytes from an offset in the code segment on as are mapped.
+pub fn code(bits: u32, rip: u64, mut peek: impl FnMut(u64, u64) -> Vec<u8>) -> String {
+    let after = peek(rip, AFTER);
+    let before = peek(rip.wrapping_sub(BEFORE), BEFORE);
+    if after.is_empty() {
+        return format!("code ({bits}-bit): nothing is mapped there\n");
+    }
+    let mut out = format!("code ({bits}-bit):\n");
+    let start = if before.len() as u64 == BEFORE { back(&before, bits, rip) } else { before.len() };
+    let bytes = [&before[start..], &after].concat();
+    let first = rip.wrapping_sub((before.len() - start) as u64);
+    let mut decoder = Decoder::with_ip(bits, &bytes, first, DecoderOptions::NONE);
+    let mut formatter = IntelFormatter::new();
+    while decoder.can_decode() {
+        let place = decoder.position();
+        let insn = decoder.decode();
+        // Past RIP the bytes may end within an instruction.
+        if insn.is_invalid() && insn.ip() != rip && insn.ip().wrapping_sub(rip) < AFTER {
+            break;
+        }
+        let mut text = String::new();
+        formatter.format(&insn, &mut text);
+        let hex: String = bytes[place..place + insn.len()].iter().map(|b| format!("{b:02x}")).collect();
+        let mark = if insn.ip() == rip { "=>" } else { "  " };
+        let _ = writeln!(out, "{mark} {:016x} {hex:<20} {text}", insn.ip());
+    }
+    out
+}
+
+impl Cpu {
+    /// Registers, what was delivered last, the last accesses to devices and the code around RIP, several lines.
+    pub fn report(&mut self) -> String {
+        let r = self.regs();
+        let mut out = r.report();
         if !self.faults.is_empty() {
             let faults: Vec<String> = self.faults.iter().map(|f| describe(*f)).collect();
             let _ = writeln!(out, "faults: {}", faults.join(", then "));
         }
-        let exits: Vec<_> = self.bus.exits().collect();
-        if !exits.is_empty() {
-            out.push_str("last exits:\n");
-        }
-        for e in exits {
-            let to = if matches!(e.kind, "in" | "read") { "=" } else { "<-" };
-            let _ = writeln!(out, "  {:<5} {:x}/{} {to} {:x}", e.kind, e.addr, e.width, e.value);
-        }
-        out.push_str(&self.code());
-        self.why = crate::state::Why::None;
-        out
-    }
-
-    /// Disassembles around RIP.
-    fn code(&mut self) -> String {
-        let bits = match self.mode {
-            m if m.has(Mode::LONG) => 64,
-            m if m.has(Mode::D32) => 32,
-            _ => 16,
-        };
-        let rip = self.rip;
-        let Ok(at) = self.fetch_address(rip) else { return format!("code ({bits}-bit): RIP is no address\n") };
-        let after = self.peek(at, AFTER);
-        let before = self.peek(at.wrapping_sub(BEFORE), BEFORE);
-        if after.is_empty() {
-            return format!("code ({bits}-bit): nothing is mapped there\n");
-        }
-        let mut out = format!("code ({bits}-bit):\n");
-        let start = if before.len() as u64 == BEFORE { back(&before, bits, rip) } else { before.len() };
-        let bytes = [&before[start..], &after].concat();
-        let first = rip.wrapping_sub((before.len() - start) as u64);
-        let mut decoder = Decoder::with_ip(bits, &bytes, first, DecoderOptions::NONE);
-        let mut formatter = IntelFormatter::new();
-        while decoder.can_decode() {
-            let place = decoder.position();
-            let insn = decoder.decode();
-            // Past RIP the bytes may end within an instruction.
-            if insn.is_invalid() && insn.ip() != rip && insn.ip().wrapping_sub(rip) < AFTER {
-                break;
+        out.push_str(&last_exits(self.bus.exits()));
+        let (bits, rip) = (r.code_bits(), self.rip);
+        match self.fetch_address(rip) {
+            Ok(at) => out.push_str(&code(bits, rip, |ip, len| self.peek(at.wrapping_add(ip.wrapping_sub(rip)), len))),
+            Err(_) => {
+                let _ = writeln!(out, "code ({bits}-bit): RIP is no address");
             }
-            let mut text = String::new();
-            formatter.format(&insn, &mut text);
-            let hex: String = bytes[place..place + insn.len()].iter().map(|b| format!("{b:02x}")).collect();
-            let mark = if insn.ip() == rip { "=>" } else { "  " };
-            let _ = writeln!(out, "{mark} {:016x} {hex:<20} {text}", insn.ip());
         }
+        self.why = crate::state::Why::None;
         out
     }
 

@@ -24,6 +24,9 @@ pub struct Clock {
     /// `Running`: the time at which the machine was paused.
     frozen_at: AtomicU64,
     frozen: AtomicBool,
+    /// `Running`: the host's time at which it was paused, and the sum of the pauses before.
+    since: AtomicU64,
+    stood: AtomicU64,
 }
 
 impl Clock {
@@ -48,6 +51,8 @@ impl Clock {
             value: AtomicU64::new(0),
             frozen_at: AtomicU64::new(0),
             frozen: AtomicBool::new(true),
+            since: AtomicU64::new(0),
+            stood: AtomicU64::new(0),
         })
     }
 
@@ -84,11 +89,23 @@ impl Clock {
         }
     }
 
+    /// Nanoseconds of the host's time in which a real clock stood still. While the machine runs that is a constant.
+    pub fn stood_still(&self) -> u64 {
+        let stood = self.stood.load(Ordering::Acquire);
+        match &self.source {
+            Source::Running { epoch } if self.frozen.load(Ordering::Acquire) => {
+                stood + (epoch.elapsed().as_nanos() as u64).saturating_sub(self.since.load(Ordering::Relaxed))
+            }
+            _ => stood,
+        }
+    }
+
     /// Stops guest time.
     pub fn pause(&self) {
-        if let Source::Running { .. } = self.source
+        if let Source::Running { epoch } = &self.source
             && !self.frozen.load(Ordering::Acquire)
         {
+            self.since.store(epoch.elapsed().as_nanos() as u64, Ordering::Relaxed);
             self.frozen_at.store(self.now(), Ordering::Relaxed);
             self.frozen.store(true, Ordering::Release);
         }
@@ -99,6 +116,7 @@ impl Clock {
         if let Source::Running { epoch } = &self.source
             && self.frozen.load(Ordering::Acquire)
         {
+            self.stood.store(self.stood_still(), Ordering::Release);
             let skipped = (epoch.elapsed().as_nanos() as u64).wrapping_sub(self.frozen_at.load(Ordering::Relaxed));
             self.value.store(skipped, Ordering::Relaxed);
             self.frozen.store(false, Ordering::Release);
@@ -391,6 +409,15 @@ mod tests {
         let b = clock.now();
         assert!(b >= a);
         assert_eq!(clock.now(), b);
+        let stood = clock.stood_still();
+        while clock.stood_still() < stood + 1000 {}
+        clock.resume();
+        let stood = clock.stood_still();
+        assert!(stood >= 1000);
+        clock.pause();
+        clock.resume();
+        assert!(clock.stood_still() >= stood);
+        clock.pause();
         clock.set(5_000_000_000);
         clock.resume();
         assert!(clock.now() >= 5_000_000_000 && clock.now() < 15_000_000_000);

@@ -21,6 +21,8 @@
 
 #[cfg(test)]
 mod conformance;
+#[cfg(target_os = "linux")]
+mod kvm;
 mod lacking;
 mod memory;
 #[cfg(test)]
@@ -33,6 +35,8 @@ use std::sync::Arc;
 use emu::{IrqSink, Machine, MsiSink};
 use serde_json::Value;
 
+#[cfg(target_os = "linux")]
+pub use kvm::Kvm;
 pub use lacking::Lacking;
 pub use memory::{MemoryMap, PageTables, Slot};
 pub use run::{Outcome, Runner, Turn};
@@ -104,7 +108,11 @@ pub trait Hypervisor: Send + Sync {
 
 /// The back ends of this system, in the order in which `auto` prefers them.
 pub fn all() -> Vec<Box<dyn Hypervisor>> {
-    vec![Box::new(Soft)]
+    vec![
+        #[cfg(target_os = "linux")]
+        Box::new(Kvm),
+        Box::new(Soft),
+    ]
 }
 
 /// Acknowledges an external interrupt: the 8259's INTA cycle.
