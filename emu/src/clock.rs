@@ -89,6 +89,11 @@ impl Clock {
         }
     }
 
+    /// Whether it is a real clock that stands still.
+    pub fn stands(&self) -> bool {
+        self.is_real() && self.frozen.load(Ordering::Acquire)
+    }
+
     /// Nanoseconds of the host's time in which a real clock stood still. While the machine runs that is a constant.
     pub fn stood_still(&self) -> u64 {
         let stood = self.stood.load(Ordering::Acquire);

@@ -18,6 +18,7 @@
 //! would wake another thread for it; and an irqfd takes the same system call as KVM_SIGNAL_MSI, unless the kernel itself
 //! is the device.
 
+mod emulate;
 mod host;
 mod model;
 mod page;

@@ -26,6 +26,8 @@ pub(super) enum Stop {
     Interrupted,
     /// HLT that is ours to serve.
     Halt,
+    /// An instruction that the kernel does not emulate.
+    Emulate,
     /// Triple fault.
     Shutdown,
     /// It cannot go on; why.
@@ -118,14 +120,11 @@ impl Page {
                     "the processor refuses the guest's state, reason {:#x}",
                     u.fail_entry.hardware_entry_failure_reason
                 )),
+                KVM_EXIT_INTERNAL_ERROR if u.internal.suberror == KVM_INTERNAL_ERROR_EMULATION => Stop::Emulate,
                 KVM_EXIT_INTERNAL_ERROR => {
                     let e = u.internal;
                     let data = &e.data[..(e.ndata as usize).min(e.data.len())];
-                    let what = match e.suberror {
-                        KVM_INTERNAL_ERROR_EMULATION => "KVM does not emulate the instruction",
-                        _ => "internal error of KVM",
-                    };
-                    Stop::Failed(format!("{what} (suberror {}, data {data:x?})", e.suberror))
+                    Stop::Failed(format!("internal error of KVM, suberror {}, data {data:x?}", e.suberror))
                 }
                 KVM_EXIT_DEBUG => {
                     let d = u.debug.arch;

@@ -48,14 +48,15 @@ impl Tsc {
 
     #[expect(unsafe_code, reason = "RDTSC")]
     fn frozen(&self, frozen: &Frozen) -> u64 {
-        *frozen.0.lock().unwrap().get_or_insert_with(|| {
+        let now = || {
             // SAFETY: every processor with KVM has the instruction.
             let host = unsafe { std::arch::x86_64::_rdtsc() };
             host.wrapping_sub(self.ticks())
-        })
+        };
+        if self.clock.stands() { *frozen.0.lock().unwrap().get_or_insert_with(now) } else { now() }
     }
 
-    /// What it shows in the paused machine; 0 if it cannot be set.
+    /// What it shows; 0 if it cannot be set.
     pub(super) fn get(&self, vcpu: &VcpuFd, frozen: &Frozen) -> io::Result<u64> {
         if !self.settable {
             return Ok(0);

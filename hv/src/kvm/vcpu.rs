@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use cpu::{Fault, Feature, Model, Regs};
-use emu::{CpuBus, Machine};
+use emu::{Clock, CpuBus, Machine};
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state,
 };
 use kvm_ioctls::Kvm;
 use serde_json::Value;
 
+use super::emulate::Emulator;
 use super::page::{Page, Stop};
 use super::seat::{self, Seat};
 use super::state::{PowerOn, Saved};
@@ -36,9 +37,12 @@ pub(super) struct KvmVcpu {
     pub(super) model: Arc<Model>,
     pub(super) power_on: PowerOn,
     pub(super) tsc: Tsc,
+    clock: Arc<Clock>,
     bus: CpuBus,
     /// The last exit is for an instruction that the kernel has not completed.
     incomplete: bool,
+    /// Made when it is needed.
+    emulator: Option<Box<Emulator>>,
     /// It found itself dead when all came out to look.
     dead: bool,
 }
@@ -69,8 +73,10 @@ impl KvmVcpu {
                 shared: shared.clone(),
                 model: Arc::new(model.clone()),
                 tsc,
+                clock: machine.clock().clone(),
                 bus: CpuBus::new(machine.space.clone()),
                 incomplete: false,
+                emulator: None,
                 dead: false,
             };
             vcpu.power_on.regs = vcpu.read()?;
@@ -189,6 +195,7 @@ impl KvmVcpu {
                 self.dead = false;
                 return Some(Exit::Halted);
             }
+            Stop::Emulate => return self.emulate().unwrap_or_else(|e| Some(Exit::Failed(format!("kvm: {e:#}")))),
             Stop::Shutdown => return Some(Exit::TripleFault(self.report())),
             Stop::Failed(why) => return Some(Exit::Failed(format!("kvm: {why}\n{}", self.report()))),
         }
@@ -210,6 +217,20 @@ impl KvmVcpu {
             }
             (false, _) => self.bus.pio_write_many(port, width, data),
             (true, _) => self.bus.pio_read_many(port, width, data),
+        }
+    }
+
+    /// Executes an instruction in the kernel's place.
+    #[cold]
+    fn emulate(&mut self) -> anyhow::Result<Option<Exit>> {
+        let old = self.read()?;
+        let emulator = self.emulator.get_or_insert_with(|| {
+            let bus = CpuBus::new(self.bus.space().clone());
+            Box::new(Emulator::new(&self.model, bus, &self.clock))
+        });
+        match emulator.step(&old) {
+            Ok(new) => self.write(&old, &new).map(|()| None),
+            Err(report) => Ok(Some(Exit::TripleFault(report))),
         }
     }
 
