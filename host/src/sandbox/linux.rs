@@ -148,7 +148,7 @@ fn filter() -> Result<BpfProgram> {
     let of_descriptor = u64::from(AT_EMPTY_PATH as u32);
     let ioctls = IOCTLS.iter().map(|&request| when(1, 0xffff_ffff, request));
     rules.extend([
-        (SYS_ioctl, ioctls.chain([when(1, 0xffff_ff00, KVM)]).collect::<Result<_>>()?),
+        (SYS_ioctl, ioctls.chain([when(1, 0xff00, KVM)]).collect::<Result<_>>()?),
         // fstat(2) is one of these to many.
         (SYS_newfstatat, vec![when(3, of_descriptor, of_descriptor)?]),
         (SYS_statx, vec![when(2, of_descriptor, of_descriptor)?]),
