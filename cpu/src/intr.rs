@@ -41,7 +41,7 @@ impl Cpu {
             // The instruction did not complete, and will meet its breakpoints again.
             self.pending_db = 0;
         }
-        self.deliver_all(fault);
+        self.unmonitored(|cpu| cpu.deliver_all(fault));
         self.traps = Traps::Deliver;
     }
 
@@ -97,12 +97,13 @@ impl Cpu {
 
     fn outside(&mut self, vector: u8, kind: Kind) {
         self.may_io = true;
-        let rip = self.rip;
-        if self.enter(vector, None, kind, rip).is_err()
-            && let Why::Fault(f) = std::mem::replace(&mut self.why, Why::None)
-        {
-            self.deliver_all(f);
-        }
+        self.unmonitored(|cpu| {
+            if cpu.enter(vector, None, kind, cpu.rip).is_err()
+                && let Why::Fault(f) = std::mem::replace(&mut cpu.why, Why::None)
+            {
+                cpu.deliver_all(f);
+            }
+        });
         self.traps = Traps::Deliver;
     }
 

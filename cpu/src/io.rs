@@ -52,6 +52,7 @@ impl Cpu {
 
     fn port_in(&mut self, port: u16, width: u8) -> Res {
         self.may_use_port(port, width)?;
+        self.offer_port(port, width, false)?;
         let v = self.bus.pio_read(port, width);
         self.watch_io(port, width);
         match width {
@@ -64,6 +65,7 @@ impl Cpu {
 
     fn port_out(&mut self, port: u16, width: u8) -> Res {
         self.may_use_port(port, width)?;
+        self.offer_port(port, width, true)?;
         let v = self.gpr[usize::from(RAX)] as u32 & (u32::MAX >> (32 - 8 * width));
         self.bus.pio_write(port, width, v);
         self.watch_io(port, width);
@@ -154,6 +156,7 @@ fn address_mask(i: &Insn) -> u64 {
 fn ins(cpu: &mut Cpu, i: &Insn) -> Res {
     let (port, width) = (cpu.dx(), i.rm);
     cpu.may_use_port(port, width)?;
+    cpu.offer_port_string(port, width, false)?;
     let Some(piece) = cpu.piece(i, ES, RDI, true)? else { return Ok(()) };
     cpu.probe_write(piece.lin, piece.bytes as u32)?;
     let mut buf = [0; PAGE_SIZE as usize];
@@ -169,6 +172,7 @@ fn ins(cpu: &mut Cpu, i: &Insn) -> Res {
 fn outs(cpu: &mut Cpu, i: &Insn) -> Res {
     let (port, width) = (cpu.dx(), i.rm);
     cpu.may_use_port(port, width)?;
+    cpu.offer_port_string(port, width, true)?;
     let Some(piece) = cpu.piece(i, i.seg, RSI, false)? else { return Ok(()) };
     let mut buf = [0; PAGE_SIZE as usize];
     let buf = &mut buf[..piece.bytes];

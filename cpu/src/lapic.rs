@@ -208,6 +208,9 @@ pub struct Message {
     pub level: bool,
 }
 
+/// Hears of an INIT or a SIPI instead of the processors: sender, whether it is a SIPI, its vector, and whom it is for.
+type Start = Box<dyn Fn(u32, bool, u8, &[u32]) + Send + Sync>;
+
 /// What the local APICs of a machine are connected by.
 #[derive(Default)]
 pub struct ApicBus {
@@ -215,6 +218,7 @@ pub struct ApicBus {
     /// The A20 gate is closed; a pin of all processors, so it comes the same way.
     a20_closed: Arc<AtomicBool>,
     eoi: OnceLock<Box<dyn Fn(u8) + Send + Sync>>,
+    start: OnceLock<Start>,
 }
 
 impl ApicBus {
@@ -226,6 +230,12 @@ impl ApicBus {
     /// Who hears the end of level-triggered interrupts (the I/O APIC), set once.
     pub fn on_eoi(&self, f: impl Fn(u8) + Send + Sync + 'static) {
         let _ = self.eoi.set(Box::new(f));
+    }
+
+    /// A monitor starts processors itself: INIT and SIPI that a processor sends go to `f` (sender, whether it is a SIPI,
+    /// vector, destinations), on the sender's thread. Set once.
+    pub fn on_start(&self, f: impl Fn(u32, bool, u8, &[u32]) + Send + Sync + 'static) {
+        let _ = self.start.set(Box::new(f));
     }
 
     /// The local APICs, by processor.
@@ -732,7 +742,19 @@ impl Lapic {
             return self.update(s);
         }
         let m = Message { dest, logical: low & 1 << 11 != 0, mode: kind, vector, level: false };
-        match low >> 18 & 3 {
+        let shorthand = low >> 18 & 3;
+        if matches!(kind, mode::INIT | mode::SIPI)
+            && let Some(start) = bus.start.get()
+        {
+            let hit = |l: &&Arc<Lapic>| match shorthand {
+                0 => l.matches(dest, m.logical),
+                1 => l.index == self.index,
+                shorthand => shorthand == 2 || l.index != self.index,
+            };
+            let dests: Vec<u32> = bus.lapics().iter().filter(hit).map(|l| l.index).collect();
+            return start(self.index, kind == mode::SIPI, vector, &dests);
+        }
+        match shorthand {
             0 => {
                 // xAPIC broadcast is FF, x2APIC's is all ones; 0xff is an ordinary id there.
                 let m = if x2 && dest == 0xff && !m.logical { Message { dest: 0x1_00ff, ..m } } else { m };

@@ -287,6 +287,7 @@ impl Cpu {
             self.bus.ram().read(RamAddr(page.0 + (lin & OFFSET)), &mut buf[..n]);
         } else {
             let gpa = self.translate(lin, Access::Fetch, self.cpl == 3)?;
+            self.offer_fetch(gpa)?;
             for (k, byte) in buf[..n].iter_mut().enumerate() {
                 *byte = self.bus.read(gpa + k as u64, 1) as u8;
             }
@@ -532,6 +533,9 @@ impl Cpu {
             self.why = Why::Alone;
             return Err(Stop);
         }
+        if let Place::Io(gpa) = place {
+            self.offer_memory(gpa, lin, write)?;
+        }
         Ok(place)
     }
 
@@ -691,7 +695,7 @@ impl Cpu {
     }
 
     /// The register of the local APIC at a guest physical address.
-    fn apic_offset(&self, gpa: u64) -> Option<u32> {
+    pub(crate) fn apic_offset(&self, gpa: u64) -> Option<u32> {
         const ENABLE: u64 = 1 << 11;
         let base = self.lapic.apic_base();
         (base & ENABLE != 0 && base & !OFFSET == gpa & !OFFSET).then_some((gpa & OFFSET) as u32)

@@ -155,6 +155,7 @@ impl Cpu {
             bus,
             clock,
             lapic,
+            monitor: None,
         };
         cpu.reset();
         cpu

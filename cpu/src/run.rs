@@ -20,7 +20,7 @@ use crate::state::{Cpu, Why};
 pub enum Exit {
     /// The instruction count reached the limit.
     Limit,
-    /// [`Lapic::kick`] was called.
+    /// [`Lapic::kick`] was called, or an access left to the monitor ([`Cpu::take_intercept`]).
     Kicked,
     /// The processor waits: HLT, or for a SIPI.
     Halted,
@@ -220,6 +220,7 @@ impl Cpu {
                 self.why = Why::Shutdown;
                 Some(Exit::Shutdown)
             }
+            Why::Left => Some(Exit::Kicked),
             // Run again by the loop, alone.
             Why::Alone | Why::None => None,
         }

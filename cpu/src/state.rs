@@ -12,6 +12,7 @@ use crate::insn::{Insn, Mode, Stop};
 use crate::lapic::Lapic;
 use crate::mem::Tlb;
 use crate::model::Model;
+use crate::monitor::Monitor;
 
 /// A segment register with its hidden part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +70,8 @@ pub enum Why {
     Fault(Fault),
     /// The instruction touches a device or code of its own block, in the middle of a block: run it again alone.
     Alone,
+    /// The access is for the monitor.
+    Left,
     /// Triple fault.
     Shutdown,
 }
@@ -198,6 +201,7 @@ pub struct Cpu {
     pub(crate) bus: CpuBus,
     pub(crate) clock: Arc<Clock>,
     pub(crate) lapic: Arc<Lapic>,
+    pub(crate) monitor: Option<Monitor>,
 }
 
 impl Cpu {

@@ -95,6 +95,12 @@ impl CpuBus {
         &self.map
     }
 
+    /// Whether anything is at a guest physical address for reads, or for writes.
+    pub fn answers(&mut self, gpa: u64, write: bool) -> bool {
+        let map = self.map();
+        find(if write { &map.write } else { &map.read }, gpa).is_some()
+    }
+
     #[inline]
     fn refresh(&mut self) {
         if self.map.generation != self.space.generation() {
