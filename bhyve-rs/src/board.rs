@@ -11,7 +11,7 @@ use cfg::Node;
 use devices::storage::piix_ide;
 use emu::{Backends, Backing, Bdf, DeviceCell, Event, IrqLine, IrqSink, Machine, Model, Pin, Ram, RamAddr, Rights};
 use host::keyboard::{Room, Typist};
-use hv::Vm;
+use hv::{Chips, Vm};
 use lpc::{
     AcpiPm, BhyveHostBridge, BhyveLpc, DebugPorts, FloppyModel, FwCfg, FwCfgItems, HostBridge, Hpet, I440, I8042,
     I8237, I8254, I8259, IoApic, LegacyRoute, Mc146818, Mechanism1, Piix, PiixIsa, Pirq, lpc_bhyve,
@@ -98,6 +98,8 @@ pub static ALL: [&Kind; 3] = [&I440FX, &I440BX, &BHYVE];
 const HTT: u32 = 1 << 28;
 /// Where the firmware puts a PIIX4's power management block.
 const PM_BASE: u16 = 0xb000;
+/// The timer in that block.
+const PM_TIMER: u16 = 8;
 /// The last address of the 32-bit PCI window; the I/O APIC follows.
 const WINDOW32_END: u32 = 0xfebf_ffff;
 const IOAPIC_BASE: u32 = 0xfec0_0000;
@@ -195,18 +197,15 @@ fn key_room(memory: Arc<Ram>, base: RamAddr) -> Room {
 /// When a part cannot be made.
 pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<Board> {
     let kind = parts.kind;
-    let intr = IrqLine::new(vm.pins(), 0);
-    let pic = I8259::new(machine, intr);
-    let ioapic = IoApic::new(machine, u64::from(IOAPIC_BASE), vm.msi());
     machine.set_msi(vm.msi());
-    let acked = pic.clone();
-    vm.on_ack(Box::new(move || acked.acknowledge()));
-    let ended = ioapic.clone();
-    vm.on_eoi(Box::new(move |vector| ended.eoi(vector)));
+    let chips = vm.chips();
+    let (isa, ioapic) = match &chips {
+        Some(chips) => (chips.isa(), chips.ioapic()),
+        None => interrupt_chips(machine, vm),
+    };
     let apic_pin = |n: u8| IrqLine::new(ioapic.clone(), u32::from(n));
-    let wires = Arc::new(IsaWires { pic, ioapic: ioapic.clone() });
-    let mut isa_wires: Vec<IrqLine> = (0..16).map(|n| IrqLine::new(wires.clone(), n)).collect();
-    let legacy = kind.hpet.then(|| LegacyRoute::new(machine, &mut isa_wires));
+    let mut isa_wires: Vec<IrqLine> = (0..16).map(|n| IrqLine::new(isa.clone(), n)).collect();
+    let legacy = (kind.hpet && chips.is_none()).then(|| LegacyRoute::new(machine, &mut isa_wires));
     machine.set_isa_irqs(isa_wires);
 
     let inputs = kind.pirqs.len() as u8;
@@ -222,6 +221,7 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     };
     let (host, isa) = (Some(Bdf::new(0, 0)), Some(Bdf::new(kind.isa_bridge, 0)));
     let power = Some(Bdf::new(kind.isa_bridge, 3));
+    let pm_base = pm_base(chips.as_deref());
     let ram = parts.ram;
     let (isa_bridge, pm) = match kind.chipset {
         Chipset::I440fx | Chipset::I440bx => {
@@ -231,7 +231,7 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
             };
             part("host-bridge", host, Box::new(move |s| I440::create(s, bridge, ram)))?;
             let isa_bridge = part("isa-bridge", isa, Box::new(move |s| PiixIsa::create(s, piix, pirq)))?;
-            (isa_bridge, part("pm", power, Box::new(|s| AcpiPm::create(s, PM_BASE, true)))?)
+            (isa_bridge, part("pm", power, Box::new(move |s| AcpiPm::create(s, pm_base, true)))?)
         }
         Chipset::Bhyve => {
             // Nothing shadows the BIOS area: it is RAM.
@@ -249,9 +249,13 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     let (typist, keys) = Typist::start(machine, key_room(machine.space.ram().clone(), ram));
     let backends = Backends { keys: Some(keys), ..Backends::default() };
     machine.plug_with("i8042", None, backends, |s| Ok(I8042::create(s))).map_err(|e| anyhow!(e))?;
-    part("i8254", None, Box::new(|s| Ok(I8254::create(s))))?;
     let (start, cmos) = (parts.rtc_start, cmos(parts));
-    part("rtc", None, Box::new(move |s| Ok(Mc146818::create(s, start, cmos))))?;
+    if let Some(chips) = &chips {
+        chips.start_rtc(start, &cmos)?;
+    } else {
+        part("i8254", None, Box::new(|s| Ok(I8254::create(s))))?;
+        part("rtc", None, Box::new(move |s| Ok(Mc146818::create(s, start, cmos))))?;
+    }
     if let Some(route) = legacy {
         let pins = (PIRQ_GSI + inputs..IOAPIC_PINS).map(|n| (n, apic_pin(n))).collect();
         part("hpet", None, Box::new(move |s| Ok(Hpet::create(s, Hpet::BASE, route, pins))))?;
@@ -260,6 +264,22 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     let log = Box::new(|line: &str| tracing::debug!(target: "firmware", "{line}"));
     part("debug-ports", None, Box::new(|s| Ok(DebugPorts::create(s, log))))?;
     Ok(Board { pm, typist, dma })
+}
+
+/// The interrupt chips of a back end that has none: where ISA interrupts and the I/O APIC's pins lead.
+fn interrupt_chips(machine: &Arc<Machine>, vm: &Arc<dyn Vm>) -> (Arc<dyn IrqSink>, Arc<dyn IrqSink>) {
+    let pic = I8259::new(machine, IrqLine::new(vm.pins(), 0));
+    let ioapic = IoApic::new(machine, u64::from(IOAPIC_BASE), vm.msi());
+    let acked = pic.clone();
+    vm.on_ack(Box::new(move || acked.acknowledge()));
+    let ended = ioapic.clone();
+    vm.on_eoi(Box::new(move |vector| ended.eoi(vector)));
+    (Arc::new(IsaWires { pic, ioapic: ioapic.clone() }), ioapic)
+}
+
+/// Where the firmware puts the power management block of a PIIX4: its timer must lie where the back end has one.
+fn pm_base(chips: Option<&dyn Chips>) -> u16 {
+    chips.map_or(PM_BASE, |chips| chips.pm_timer() - PM_TIMER)
 }
 
 impl Kind {
@@ -321,12 +341,14 @@ fn cmos(parts: &Parts) -> Vec<(u8, u8)> {
 /// The firmware's view of the board.
 pub fn platform(
     kind: &Kind,
+    chips: Option<&dyn Chips>,
     cpus: u32,
     model: &cpu::Model,
     low_memory: u64,
     serial: Vec<IsaPort>,
     uuid: [u8; 16],
 ) -> Platform {
+    let pm_base = pm_base(chips);
     let links = kind
         .pirqs
         .iter()
@@ -344,11 +366,11 @@ pub fn platform(
     let level = |irq| IsaOverride { irq, gsi: irq, polarity: Polarity::High, trigger: Trigger::Level };
     let pm = match kind.chipset {
         Chipset::I440fx | Chipset::I440bx => Pm {
-            base: PM_BASE,
+            base: pm_base,
             len: 0x40,
             sci: 9,
             smi: Some(Smi { port: 0xb2, enable: lpc::ACPI_ENABLE, disable: lpc::ACPI_DISABLE }),
-            gpe0: Some((PM_BASE + 0xc, 4)),
+            gpe0: Some((pm_base + 0xc, 4)),
             timer_32bit: false,
             reset_port: true,
             s5: 0,
@@ -377,11 +399,11 @@ pub fn platform(
         },
         lapic_base: LAPIC_BASE,
         // The id follows the processors'. Without a local APIC nothing can be told to use it.
-        ioapic: model.has(cpu::Feature::Apic).then_some(IoApicInfo {
+        ioapic: (chips.is_some() || model.has(cpu::Feature::Apic)).then_some(IoApicInfo {
             id: cpus as u8,
             base: IOAPIC_BASE,
             version: 0x11,
-            pins: IOAPIC_PINS,
+            pins: chips.map_or(IOAPIC_PINS, Chips::ioapic_pins),
         }),
         pic: true,
         overrides: vec![IsaOverride { irq: 0, gsi: 2, polarity: Polarity::Bus, trigger: Trigger::Bus }, level(9)],
@@ -401,7 +423,11 @@ pub fn platform(
         },
         acpi: Some(AcpiVersion::V2),
         pm: Some(pm),
-        hpet: kind.hpet.then_some(HpetInfo { base: Hpet::BASE as u32, id: Hpet::ID, min_tick: 100 }),
+        hpet: kind.hpet.then_some(HpetInfo {
+            base: Hpet::BASE as u32,
+            id: chips.map_or(Hpet::ID, Chips::hpet_id),
+            min_tick: 100,
+        }),
         fw_cfg: kind.fw_cfg,
         rtc_century: Some(0x32),
         serial,

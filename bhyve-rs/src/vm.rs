@@ -331,7 +331,8 @@ impl Instance {
             uarts.push(uart);
         }
 
-        let mut platform = board::platform(spec.board, spec.cpus, &spec.model, low, ports, spec.uuid);
+        let chips = vm.chips();
+        let mut platform = board::platform(spec.board, chips.as_deref(), spec.cpus, &spec.model, low, ports, spec.uuid);
         platform.floppy = floppy;
         if !spec.acpi {
             platform.acpi = None;

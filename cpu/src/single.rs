@@ -229,6 +229,10 @@ impl Executor {
             Err(stop) => Err(stop),
         };
         context.gpr.copy_from_slice(&cpu.gpr[..16]);
+        // Whoever has decoded code of what was written.
+        for (at, len) in std::mem::take(&mut cpu.smc) {
+            cpu.bus.ram().wrote(at, len.into());
+        }
         if done.is_ok() {
             context.rip = cpu.rip;
             context.rflags = cpu.rflags();
@@ -236,7 +240,7 @@ impl Executor {
         }
         match std::mem::replace(&mut cpu.why, Why::None) {
             Why::Fault(fault) => Done::Fault(fault),
-            Why::None | Why::Alone | Why::Shutdown => Done::Unsupported,
+            _ => Done::Unsupported,
         }
     }
 
@@ -252,7 +256,6 @@ impl Executor {
         cpu.cpl = if c.rflags & VM != 0 { 3 } else { c.cpl & 3 };
         (cpu.pending_db, cpu.held_db, cpu.why) = (0, 0, Why::None);
         cpu.may_io = true;
-        cpu.smc.clear();
         cpu.flush_tlb(false);
         cpu.sync_map();
         cpu.mode_changed();

@@ -2,7 +2,7 @@
 //!
 //! A [`Hypervisor`] makes a [`Vm`] for a machine that is already there: memory, ports and chips belong to the
 //! [`emu::Machine`], and the back end follows its address space. [`Vm::caps`] says which chips the back end brings
-//! itself; the board builds the rest. A [`Vcpu`] runs until its thread has something to act on; port and memory
+//! itself ([`Vm::chips`]); the board builds the rest. A [`Vcpu`] runs until its thread has something to act on; port and memory
 //! accesses call the bus inside and never come out. [`Runner`] is the threads: start, pause with a barrier, resume,
 //! stop.
 //!
@@ -29,6 +29,7 @@ mod memory;
 mod mock;
 mod run;
 mod soft;
+mod vmm;
 
 use std::sync::Arc;
 
@@ -41,24 +42,13 @@ pub use lacking::Lacking;
 pub use memory::{MemoryMap, PageTables, Slot};
 pub use run::{Outcome, Runner, Turn};
 pub use soft::Soft;
+pub use vmm::Vmm;
 
 /// What a back end brings, and what it cannot do.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Caps {
     /// Local APICs.
     pub lapic: bool,
-    /// I/O APIC.
-    pub ioapic: bool,
-    /// The 8259 pair.
-    pub pic: bool,
-    /// The 8254.
-    pub pit: bool,
-    /// The RTC.
-    pub rtc: bool,
-    /// HPET.
-    pub hpet: bool,
-    /// ACPI PM timer.
-    pub pm_timer: bool,
     /// The A20 gate masks address bit 20.
     pub a20: bool,
     /// All vCPUs run on one thread, in turn.
@@ -111,6 +101,8 @@ pub fn all() -> Vec<Box<dyn Hypervisor>> {
     vec![
         #[cfg(target_os = "linux")]
         Box::new(Kvm),
+        #[cfg(target_os = "freebsd")]
+        Box::new(Vmm::over(Arc::new(vmmapi_sys::System), "vmm")),
         Box::new(Soft),
     ]
 }
@@ -118,10 +110,40 @@ pub fn all() -> Vec<Box<dyn Hypervisor>> {
 /// Acknowledges an external interrupt: the 8259's INTA cycle.
 pub type Ack = Box<dyn Fn() -> u8 + Send + Sync>;
 
+/// Chips that a back end has inside: the 8259 pair with the ELCR, the I/O APIC, the 8254 with port 61, the RTC, the HPET
+/// and the ACPI PM timer.
+pub trait Chips: Send + Sync {
+    /// ISA interrupts, as they reach the 8259 pair and the I/O APIC.
+    fn isa(&self) -> Arc<dyn IrqSink>;
+
+    /// The pins of the I/O APIC.
+    fn ioapic(&self) -> Arc<dyn IrqSink>;
+
+    /// How many it has.
+    fn ioapic_pins(&self) -> u8;
+
+    /// The port of the PM timer.
+    fn pm_timer(&self) -> u16;
+
+    /// The low half of the HPET's capability register.
+    fn hpet_id(&self) -> u32;
+
+    /// Sets the RTC, in seconds since 1970, and bytes of its memory.
+    ///
+    /// # Errors
+    /// What the host refuses.
+    fn start_rtc(&self, seconds: i64, memory: &[(u8, u8)]) -> anyhow::Result<()>;
+}
+
 /// A virtual machine.
 pub trait Vm: Send + Sync {
     /// What the back end brings.
     fn caps(&self) -> Caps;
+
+    /// The chips that the back end brings; the board builds them otherwise.
+    fn chips(&self) -> Option<Arc<dyn Chips>> {
+        None
+    }
 
     /// The processors, each to be run by one thread. They can be taken once.
     fn take_vcpus(&self) -> Vec<Box<dyn Vcpu>>;

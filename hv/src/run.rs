@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use emu::Machine;
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,9 @@ const SLICE: u64 = 20_000;
 /// Nanoseconds for which a thread with nothing to run waits awake for a timer: to sleep and to be woken would take
 /// longer, on a busy host much longer, and ticks that are caught up come in such haste.
 const NAP: u64 = 100_000;
+
+/// How long a pause waits for the processors before it kicks them again.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// What a runner tells its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,11 +146,16 @@ impl Runner {
             c.order = Order::Pause;
         }
         drop(c);
-        (0..self.cpus).for_each(|n| self.shared.vm.kick(n));
-        self.shared.changed.notify_all();
-        let mut c = self.shared.control.lock().unwrap();
-        while c.parked < self.threads.len() && c.order == Order::Pause {
-            c = self.shared.changed.wait(c).unwrap();
+        let parked = |c: &Control| c.parked >= self.threads.len() || c.order != Order::Pause;
+        loop {
+            (0..self.cpus).for_each(|n| self.shared.vm.kick(n));
+            self.shared.changed.notify_all();
+            let c = self.shared.control.lock().unwrap();
+            // One that does not come may wait in the host's kernel for others: kicks tell the back end.
+            let (c, waited) = self.shared.changed.wait_timeout_while(c, AGAIN, |c| !parked(c)).unwrap();
+            if !waited.timed_out() || parked(&c) {
+                break;
+            }
         }
         self.shared.machine.clock().pause();
     }
