@@ -330,7 +330,9 @@ impl Cpu {
 /// RDMSR.
 pub(crate) fn rdmsr(cpu: &mut Cpu, _: &Insn) -> Res {
     cpu.privileged()?;
-    match cpu.read_msr(cpu.gpr[usize::from(RCX)] as u32) {
+    let msr = cpu.gpr[usize::from(RCX)] as u32;
+    cpu.offer_msr(msr, false)?;
+    match cpu.read_msr(msr) {
         Some(v) => cpu.set_edx_eax(v),
         None => return Err(cpu.gp(0)),
     }
@@ -340,8 +342,9 @@ pub(crate) fn rdmsr(cpu: &mut Cpu, _: &Insn) -> Res {
 /// WRMSR.
 pub(crate) fn wrmsr(cpu: &mut Cpu, _: &Insn) -> Res {
     cpu.privileged()?;
-    let v = cpu.edx_eax();
-    if cpu.write_msr(cpu.gpr[usize::from(RCX)] as u32, v) { Ok(()) } else { Err(cpu.gp(0)) }
+    let (msr, v) = (cpu.gpr[usize::from(RCX)] as u32, cpu.edx_eax());
+    cpu.offer_msr(msr, true)?;
+    if cpu.write_msr(msr, v) { Ok(()) } else { Err(cpu.gp(0)) }
 }
 
 /// RDTSC.

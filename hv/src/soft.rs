@@ -66,7 +66,7 @@ struct SoftVm {
 
 impl Vm for SoftVm {
     fn caps(&self) -> Caps {
-        Caps { lapic: true, a20: true, one_thread: true, instruction_clock: true, ..Caps::default() }
+        Caps { lapic: true, a20: true, one_thread: true, instruction_clock: true }
     }
 
     fn take_vcpus(&self) -> Vec<Box<dyn Vcpu>> {
