@@ -254,7 +254,7 @@ mod tests {
         let leaves = m.leaves(3);
         let leaf = |n: u32, sub| leaves.iter().find(|l| l.leaf == n && l.sub == sub).unwrap().regs;
         assert_eq!(leaf(1, None)[3] & features.word(Word::Edx1), 0);
-        assert_eq!(leaf(1, None)[1] >> 8, 3 << 16, "the APIC id, and no line size without CLFLUSH");
+        assert_eq!(leaf(1, None)[1] & 0xff00_ff00, 3 << 24, "the APIC id, and no line size without CLFLUSH");
         assert_eq!(leaf(0xb, Some(1))[3], 3);
         assert!(leaves.iter().all(|l| !(0x4000_0000..0x8000_0000).contains(&l.leaf)), "no hypervisor's leaf");
         assert_eq!(leaves.last().unwrap().leaf, m.max_extended);
