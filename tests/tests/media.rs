@@ -105,10 +105,9 @@ fn ovmf_starts_the_same_disk_by_ahci() {
 #[test]
 #[ignore = "part of tests/matrix"]
 fn ovmf_starts_the_same_disk_on_every_controller() {
-    for model in ["ide", "nvme", "virtio-blk"] {
+    for model in ["ide", "ahci", "nvme", "virtio-blk"] {
         ovmf(model, &[], 2);
     }
-    ovmf("ahci", &["profile=bhyve"], 2);
 }
 
 #[test]
