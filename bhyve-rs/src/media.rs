@@ -1,5 +1,6 @@
 //! Drives as people see them who stand before a machine: what is in them can be changed while it runs.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,6 +26,8 @@ pub struct Change {
     pub drive: String,
     /// What goes in.
     pub path: Option<PathBuf>,
+    /// The file there, if it came along.
+    pub file: Option<File>,
     /// Whatever the guest thinks of it.
     pub force: bool,
 }
@@ -38,10 +41,10 @@ impl Media {
     ///
     /// # Errors
     /// For the user.
-    pub fn open(&self, change: &Change) -> Result<Image, String> {
+    pub fn open(&self, change: &mut Change) -> Result<Image, String> {
         let drive = self.find(change)?;
         match &change.path {
-            Some(path) => Image::open(path, drive.options).map_err(|e| format!("{e:#}")),
+            Some(path) => Image::lent(path, change.file.take(), drive.options).map_err(|e| format!("{e:#}")),
             None => Ok(Image::empty(&drive.name)),
         }
     }

@@ -168,12 +168,15 @@ impl Verb {
             }
             Verb::Insert { drive, image } => {
                 let image = media::absolute(image)?;
-                let image = image.to_str().ok_or_else(|| anyhow!("{} is no UTF-8", image.display()))?;
+                let path = image.to_str().ok_or_else(|| anyhow!("{} is no UTF-8", image.display()))?;
                 let Drive { target, drive, force } = drive;
-                change(target, dir, "insert", &json!({ "drive": drive, "force": force, "image": image }))
+                // Who asks for it opens it: the machine's process may not open what it likes.
+                let file = host::disk::lend(&image, !drive.starts_with("cd")).with_context(|| path.to_owned())?;
+                let args = json!({ "drive": drive, "force": force, "image": path });
+                change(target, dir, "insert", &args, Some(&file))
             }
             Verb::Eject { drive: Drive { target, drive, force } } => {
-                change(target, dir, "eject", &json!({ "drive": drive, "force": force }))
+                change(target, dir, "eject", &json!({ "drive": drive, "force": force }), None)
             }
             Verb::Wait { target } => {
                 let results = call(&target.socket(dir)?, "wait", None)?;
@@ -200,9 +203,9 @@ impl Target {
 }
 
 /// Has something done to a drive.
-fn change(target: &Target, dir: &Path, verb: &str, args: &Value) -> Result<u8> {
-    let args = args.as_object().cloned().unwrap_or_default();
-    call_with(&target.socket(dir)?, verb, args, Some(PATIENCE))?;
+fn change(target: &Target, dir: &Path, verb: &str, args: &Value, file: Option<&File>) -> Result<u8> {
+    let (socket, args) = (target.socket(dir)?, args.as_object().cloned().unwrap_or_default());
+    answered(&socket, control::call_with(&socket, verb, &args, file, Some(PATIENCE)))?;
     Ok(SUCCESS)
 }
 
@@ -211,7 +214,11 @@ fn call(socket: &Path, verb: &str, limit: Option<Duration>) -> Result<Members> {
 }
 
 fn call_with(socket: &Path, verb: &str, args: Members, limit: Option<Duration>) -> Result<Members> {
-    control::call(socket, verb, &args, limit).map_err(|e| match e {
+    answered(socket, control::call(socket, verb, &args, limit))
+}
+
+fn answered(socket: &Path, answer: Result<Members, CallError>) -> Result<Members> {
+    answer.map_err(|e| match e {
         CallError::NotRunning(_) => {
             anyhow!("no machine {:?} is running (there is no control socket {})", name_of(socket), socket.display())
         }
@@ -329,7 +336,7 @@ const VERBS: [(&str, &[&str]); 11] = [
 ];
 
 impl Reach {
-    fn answer(&self, request: &Request) -> Reply {
+    fn answer(&self, request: Request) -> Reply {
         let Some((verb, takes)) = VERBS.into_iter().find(|(verb, _)| *verb == request.verb) else {
             let verbs = VERBS.map(|(verb, _)| verb).join(", ");
             return Reply::Failed(format!("unknown verb {:?}; there are {verbs}", request.verb));
@@ -346,7 +353,7 @@ impl Reach {
             "status" => Order::Query,
             "screenshot" => return self.screenshot(&request.args).map_or_else(Reply::Failed, Reply::Done),
             "sendkeys" => return self.sendkeys(&request.args).map_or_else(Reply::Failed, Reply::Done),
-            "insert" | "eject" => return self.change(verb, &request.args).map_or_else(Reply::Failed, Reply::Done),
+            "insert" | "eject" => return self.change(verb, request).map_or_else(Reply::Failed, Reply::Done),
             _ => return Reply::AtEnd,
         };
         match self.handle.ask(order) {
@@ -356,7 +363,8 @@ impl Reach {
         }
     }
 
-    fn change(&self, verb: &str, args: &Members) -> Result<Members, String> {
+    fn change(&self, verb: &str, request: Request) -> Result<Members, String> {
+        let Request { args, file, .. } = request;
         let text = |key: &str| args.get(key).and_then(Value::as_str);
         let drive = text("drive").ok_or("which drive?")?.to_owned();
         let path = text("image").map(PathBuf::from);
@@ -364,8 +372,8 @@ impl Reach {
             return Err("which image?".to_owned());
         }
         let force = args.get("force").and_then(Value::as_bool).unwrap_or(false);
-        let change = Change { drive, path, force };
-        let image = self.media.open(&change)?;
+        let mut change = Change { drive, path, file, force };
+        let image = self.media.open(&mut change)?;
         self.handle.change(change, image).map(|()| Members::new())
     }
 

@@ -211,7 +211,7 @@ fn remove(path: &Path, id: Id) {
 /// Sends a request and waits for the answer.
 fn ask(socket: &OwnedFd, request: &Request) -> Result<[Option<File>; FDS]> {
     send(socket.as_fd(), &serde_json::to_vec(request)?, &[]).context("the broker is gone")?;
-    let (packet, mut fds) = receive(socket.as_fd()).context("the broker is gone")?;
+    let (packet, mut fds) = packet(socket.as_fd()).context("the broker is gone")?;
     let reply: Reply = serde_json::from_slice(&packet).context("the broker is gone")?;
     if let Some(error) = reply.error {
         bail!(error);
@@ -221,24 +221,20 @@ fn ask(socket: &OwnedFd, request: &Request) -> Result<[Option<File>; FDS]> {
     Ok(reply.fds.map(|comes| if comes { fds.pop().map(File::from) } else { None }))
 }
 
-fn send(socket: BorrowedFd, packet: &[u8], fds: &[BorrowedFd]) -> io::Result<()> {
+/// Sends bytes, and descriptors with the first of them. Returns how many bytes went.
+pub(crate) fn send(socket: BorrowedFd, packet: &[u8], fds: &[BorrowedFd]) -> io::Result<usize> {
     let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&fds)];
     let rights: &[_] = if fds.is_empty() { &[] } else { &rights };
-    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(packet)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
-    Ok(())
+    Ok(sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(packet)], rights, MsgFlags::MSG_NOSIGNAL, None)?)
 }
 
-fn receive(socket: BorrowedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut packet = vec![0; MOST];
+/// Receives bytes, and descriptors if some came with them: of more than [`FDS`] the rest is closed. No bytes are the
+/// end.
+pub(crate) fn receive(socket: BorrowedFd, buf: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut room = nix::cmsg_space!([std::os::fd::RawFd; FDS]);
-    let mut parts = [IoSliceMut::new(&mut packet)];
-    let got = loop {
-        match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut room), MsgFlags::MSG_CMSG_CLOEXEC) {
-            Err(nix::errno::Errno::EINTR) => {}
-            got => break got?,
-        }
-    };
+    let mut parts = [IoSliceMut::new(buf)];
+    let got = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut room), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut fds = Vec::new();
     for message in got.cmsgs()? {
         if let ControlMessageOwned::ScmRights(sent) = message {
@@ -247,7 +243,18 @@ fn receive(socket: BorrowedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
             fds.extend(sent.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
         }
     }
-    let len = got.bytes;
+    Ok((got.bytes, fds))
+}
+
+/// A request or a reply, with what came along.
+fn packet(socket: BorrowedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut packet = vec![0; MOST];
+    let (len, fds) = loop {
+        match receive(socket, &mut packet) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            got => break got?,
+        }
+    };
     if len == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
@@ -282,7 +289,7 @@ pub fn serve() -> Result<()> {
         }
     }
     let mut rules = Rules::default();
-    while let Ok((packet, _)) = receive(socket.as_fd()) {
+    while let Ok((packet, _)) = packet(socket.as_fd()) {
         let answer = serde_json::from_slice(&packet).map_err(Into::into).and_then(|request| rules.answer(request));
         let (reply, files) = match answer {
             Ok(files) => (Reply { error: None, fds: files.each_ref().map(Option::is_some) }, files),

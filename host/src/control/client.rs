@@ -1,6 +1,8 @@
 //! The asking side.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::{Members, VERSION};
+use crate::broker;
 
 /// The longest reply, in bytes: what answers may be no bhyve-rs at all.
 const MAX_REPLY: u64 = 16 << 20;
@@ -53,6 +56,20 @@ impl From<std::io::Error> for CallError {
 /// # Errors
 /// [`CallError`].
 pub fn call(path: &Path, verb: &str, args: &Members, limit: Option<Duration>) -> Result<Members, CallError> {
+    call_with(path, verb, args, None, limit)
+}
+
+/// As [`call`], with a file that the machine gets.
+///
+/// # Errors
+/// [`CallError`].
+pub fn call_with(
+    path: &Path,
+    verb: &str,
+    args: &Members,
+    file: Option<&File>,
+    limit: Option<Duration>,
+) -> Result<Members, CallError> {
     // Not std's connect: that of a machine that is stopped, with many waiting already, would wait without limit.
     let stream = mio::net::UnixStream::connect(path).map_err(|e| match e.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => CallError::NotRunning(path.to_owned()),
@@ -72,7 +89,10 @@ pub fn call(path: &Path, verb: &str, args: &Members, limit: Option<Duration>) ->
     let mut request = args.clone();
     request.insert("id".to_owned(), 1.into());
     request.insert("verb".to_owned(), verb.into());
-    lines.input.get_mut().write_all(format!("{}\n", Value::from(request)).as_bytes())?;
+    let request = format!("{}\n", Value::from(request)).into_bytes();
+    let files: Vec<_> = file.map(File::as_fd).into_iter().collect();
+    let sent = broker::send(lines.input.get_ref().as_fd(), &request, &files)?;
+    lines.input.get_mut().write_all(&request[sent..])?;
     loop {
         let mut reply = lines.next()?;
         if reply.remove("id") != Some(1.into()) {

@@ -4,7 +4,8 @@
 //! Requests are `{"id":7,"verb":"status"}`, with arguments as further members; each gets one reply with its id,
 //! `{"id":7,"ok":true}` with results as further members, or `{"id":7,"ok":false,"error":"..."}`. A line that is no
 //! request is answered too, with the id null if it has none, and the connection goes on. Replies may come in another
-//! order than the requests: that of `wait` comes when the machine ends.
+//! order than the requests: that of `wait` comes when the machine ends. A request that needs a file may bring it along as
+//! a descriptor (SCM_RIGHTS) with its line, and need then not be allowed to have the machine open it.
 //!
 //! The sockets of a user's machines lie in one directory, [`run_dir`], and carry the machines' names.
 
@@ -22,7 +23,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 
-pub use client::{CallError, call};
+pub use client::{CallError, call, call_with};
 pub use server::{Reply, Request, Server};
 
 /// The version of the protocol.

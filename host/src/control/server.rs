@@ -1,7 +1,9 @@
 //! The answering side: one thread for all clients, so that verbs come one after the other.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read, Write};
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -13,7 +15,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use serde_json::Value;
 
 use super::{MAX_LINE, Members, VERSION};
-use crate::broker::Name;
+use crate::broker::{self, Name};
 use crate::unix;
 
 /// Clients at a time.
@@ -30,12 +32,14 @@ const LISTENER: Token = Token(1);
 const CLIENTS: usize = 2;
 
 /// What a client asks for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Request {
     /// The verb.
     pub verb: String,
     /// The members that are neither id nor verb.
     pub args: Members,
+    /// The file that came along.
+    pub file: Option<File>,
 }
 
 /// What it gets.
@@ -73,7 +77,7 @@ impl Server {
     ///
     /// # Errors
     /// When another process listens there, and whatever the system says.
-    pub fn start(path: &Path, handler: impl FnMut(&Request) -> Reply + Send + 'static) -> Result<Server> {
+    pub fn start(path: &Path, handler: impl FnMut(Request) -> Reply + Send + 'static) -> Result<Server> {
         let what = || format!("control socket {}", path.display());
         // Two that find the same stale socket must not both replace it.
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -122,7 +126,7 @@ struct Service {
 }
 
 impl Service {
-    fn work(mut self, mut handler: impl FnMut(&Request) -> Reply) {
+    fn work(mut self, mut handler: impl FnMut(Request) -> Reply) {
         let mut events = Events::with_capacity(MAX_CLIENTS + 2);
         let mut last: Option<Instant> = None;
         loop {
@@ -206,6 +210,8 @@ struct Client {
     stream: UnixStream,
     /// What came in and is no whole line yet.
     input: Vec<u8>,
+    /// The last file that came along with it.
+    file: Option<File>,
     /// The line was too long and was answered; its rest is skipped.
     skipping: bool,
     /// It says nothing more.
@@ -222,11 +228,20 @@ impl Client {
         let mut hello = Members::new();
         hello.insert("version".to_owned(), VERSION.into());
         let output = line(hello);
-        Client { stream, input: Vec::new(), skipping: false, at_end: false, deaf: false, output, waits: Vec::new() }
+        Client {
+            stream,
+            input: Vec::new(),
+            file: None,
+            skipping: false,
+            at_end: false,
+            deaf: false,
+            output,
+            waits: Vec::new(),
+        }
     }
 
     /// Does all that can be done now. False when the client is finished.
-    fn turn(&mut self, handler: &mut impl FnMut(&Request) -> Reply, ended: Option<&Members>) -> bool {
+    fn turn(&mut self, handler: &mut impl FnMut(Request) -> Reply, ended: Option<&Members>) -> bool {
         if let Some(results) = ended {
             self.output.extend(self.waits.drain(..).flat_map(|id| success(id, results)));
         }
@@ -273,9 +288,12 @@ impl Client {
     /// Reads some more. False when there is nothing to be had now.
     fn receive(&mut self) -> bool {
         let mut buf = [0; 4096];
-        match self.stream.read(&mut buf) {
-            Ok(0) => self.at_end = true,
-            Ok(n) => self.input.extend(&buf[..n]),
+        match broker::receive(self.stream.as_fd(), &mut buf) {
+            Ok((0, _)) => self.at_end = true,
+            Ok((n, files)) => {
+                self.input.extend(&buf[..n]);
+                self.file = files.into_iter().next().map(File::from).or(self.file.take());
+            }
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(e) if e.kind() == ErrorKind::WouldBlock => return false,
             Err(_) => self.at_end = true,
@@ -307,10 +325,10 @@ impl Client {
         }
     }
 
-    fn answer(&mut self, text: &[u8], handler: &mut impl FnMut(&Request) -> Reply, ended: Option<&Members>) {
+    fn answer(&mut self, text: &[u8], handler: &mut impl FnMut(Request) -> Reply, ended: Option<&Members>) {
         let reply = match parse(text) {
             Err((id, why)) => failure(id, &why),
-            Ok((id, request)) => match (handler(&request), ended) {
+            Ok((id, request)) => match (handler(Request { file: self.file.take(), ..request }), ended) {
                 (Reply::Done(results), _) => success(id, &results),
                 (Reply::Failed(why), _) => failure(Some(id), &why),
                 (Reply::AtEnd, Some(results)) => success(id, results),
@@ -335,7 +353,7 @@ fn parse(text: &[u8]) -> Result<(u64, Request), (Option<u64>, String)> {
         return Err((None, "a request needs an \"id\", a number".to_owned()));
     };
     match args.remove("verb") {
-        Some(Value::String(verb)) => Ok((id, Request { verb, args })),
+        Some(Value::String(verb)) => Ok((id, Request { verb, args, file: None })),
         _ => Err((Some(id), "a request needs a \"verb\", a text".to_owned())),
     }
 }

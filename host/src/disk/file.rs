@@ -16,6 +16,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use emu::{IoVec, Ram, RamAddr};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 
@@ -141,15 +142,33 @@ impl Opened {
         if chain.contains(&id(&file)?) {
             bail!("the image is behind itself");
         }
-        match if access.write { file.try_lock() } else { file.try_lock_shared() } {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail!("it is in use: {}", holder(&file)),
-            Err(TryLockError::Error(e)) => return Err(e).context("it cannot be locked"),
-        }
+        lock(&file, access)?;
         let claim = if access.write && !file.metadata()?.is_file() { sys::claim(path)? } else { None };
         let direct = access.direct.then(|| options.custom_flags(libc::O_DIRECT).open(path)).transpose();
         let direct = direct.context("its file system cannot go past the host's cache; use cache = \"writeback\"")?;
         Ok(Opened { file, direct, claim })
+    }
+}
+
+fn lock(file: &File, access: Access) -> Result<()> {
+    match if access.write { file.try_lock() } else { file.try_lock_shared() } {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => bail!("it is in use: {}", holder(file)),
+        Err(TryLockError::Error(e)) => Err(e).context("it cannot be locked"),
+    }
+}
+
+/// Opens an image's file for another process to use, to be written if that can be.
+///
+/// # Errors
+/// When it is nothing that images can be in, or cannot be read.
+pub fn lend(path: &Path, write: bool) -> Result<File> {
+    usable(path)?;
+    match OpenOptions::new().read(true).write(write).open(path) {
+        Err(e) if write && matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
+            Ok(File::open(path)?)
+        }
+        opened => Ok(opened?),
     }
 }
 
@@ -168,6 +187,20 @@ impl HostFile {
     pub fn link(path: &Path, access: Access, chain: &[Id]) -> Result<HostFile> {
         let Opened { file, direct, claim } = broker::open(path, access, chain)?;
         Ok(HostFile { direct, _claim: claim, ..HostFile::of(file)? })
+    }
+
+    /// Locks a file that somebody else has opened for us.
+    pub fn lent(file: File, access: Access) -> Result<HostFile> {
+        let about = file.metadata()?;
+        if !about.is_file() && (access.write || !about.file_type().is_block_device()) {
+            bail!("it is no file, and a device that is lent cannot be claimed");
+        }
+        let mode = OFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GETFL)?) & OFlag::O_ACCMODE;
+        if access.write && mode != OFlag::O_RDWR {
+            bail!("it cannot be written; use it with readonly = true");
+        }
+        lock(&file, access)?;
+        HostFile::of(file)
     }
 
     /// Device and inode.

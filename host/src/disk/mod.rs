@@ -32,6 +32,7 @@ mod vhdx;
 mod vmdk;
 mod worker;
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ use anyhow::{Context, Result};
 use emu::backend::Disk;
 use emu::{IoVec, Ram};
 
+pub use file::lend;
 pub(crate) use file::{Access, Opened};
 pub use open::Format;
 use open::How;
@@ -188,10 +190,18 @@ impl Image {
     /// # Errors
     /// When it cannot be opened as `options` say, or another process has it; the message names the file.
     pub fn open(path: &Path, options: ImageOptions) -> Result<Image> {
+        Image::lent(path, None, options)
+    }
+
+    /// Opens a disk whose file, or the first of them, somebody else may have opened for us.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn lent(path: &Path, file: Option<File>, options: ImageOptions) -> Result<Image> {
         let name = path.display().to_string();
         let ImageOptions { format, read_only, write_through, direct, snapshot, on_error } = options;
         let how = How { format, read_only, direct, snapshot, repair: false };
-        let store = open::open(path, how).with_context(|| name.clone())?;
+        let store = open::open_lent(path, file, how).with_context(|| name.clone())?;
         let temporary = snapshot && !read_only;
         // It is not the image's file system that gets full.
         let name = if temporary { format!("{name}, kept in {}", overlay::folder().display()) } else { name };

@@ -1,6 +1,7 @@
 //! From a path to what is in the image: formats, and the files behind images.
 
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -98,8 +99,16 @@ pub(crate) struct How {
 /// # Errors
 /// When it cannot be had; the message does not name the image itself.
 pub(crate) fn open(path: &Path, how: How) -> Result<Box<dyn Store>> {
+    open_lent(path, None, how)
+}
+
+/// As [`open`], of an image whose own file may be open already.
+///
+/// # Errors
+/// When it cannot be had; the message does not name the image itself.
+pub(crate) fn open_lent(path: &Path, lent: Option<File>, how: How) -> Result<Box<dyn Store>> {
     let base = How { read_only: how.read_only || how.snapshot, ..how };
-    let store = layer(path, base, &mut Vec::new())?;
+    let store = layer(path, lent, base, &mut Vec::new())?;
     Ok(if how.snapshot && !how.read_only { Box::new(Overlay::new(store)?) } else { store })
 }
 
@@ -116,19 +125,22 @@ pub(crate) fn beside(image: &Path, name: &str) -> PathBuf {
 }
 
 /// Opens one more file, which must not have been opened on the way here: `chain` has those.
-fn link(path: &Path, access: Access, chain: &mut Vec<Id>) -> Result<Box<dyn Bytes>> {
+fn link(path: &Path, lent: Option<File>, access: Access, chain: &mut Vec<Id>) -> Result<Box<dyn Bytes>> {
     if chain.len() >= DEPTH {
         bail!("more than {DEPTH} files belong to the image");
     }
-    let file = HostFile::link(path, access, chain)?;
+    let file = match lent {
+        Some(file) => HostFile::lent(file, access)?,
+        None => HostFile::link(path, access, chain)?,
+    };
     chain.push(file.id()?);
     Ok(Box::new(file))
 }
 
 /// `chain`: what files have been opened on the way here.
-fn layer(path: &Path, how: How, chain: &mut Vec<Id>) -> Result<Box<dyn Store>> {
+fn layer(path: &Path, lent: Option<File>, how: How, chain: &mut Vec<Id>) -> Result<Box<dyn Store>> {
     let access = Access { write: !how.read_only, direct: how.direct };
-    let mut file = link(path, access, chain)?;
+    let mut file = link(path, lent, access, chain)?;
     if file.len() == 0 {
         bail!("it is empty");
     }
@@ -142,7 +154,7 @@ fn layer(path: &Path, how: How, chain: &mut Vec<Id>) -> Result<Box<dyn Store>> {
                 let behind = beside(path, &backing.name);
                 let mut open = || {
                     let format = format.context("its format is not known")?;
-                    layer(&behind, How { format, read_only: true, ..how }, chain)
+                    layer(&behind, None, How { format, read_only: true, ..how }, chain)
                 };
                 open().with_context(|| format!("backing file {}", behind.display()))
             });
@@ -152,7 +164,7 @@ fn layer(path: &Path, how: How, chain: &mut Vec<Id>) -> Result<Box<dyn Store>> {
         Format::Vmdk => {
             let mut files = vec![file];
             let map = Vmdk::open(&mut files, |name| {
-                link(&beside(path, name), access, chain).with_context(|| format!("extent {name}"))
+                link(&beside(path, name), None, access, chain).with_context(|| format!("extent {name}"))
             })?;
             mapped(files, map, how, format)
         }
