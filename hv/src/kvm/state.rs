@@ -364,11 +364,14 @@ impl KvmVcpu {
 
     /// Power-on state. Application processors wait for a SIPI, and not for an INIT before it.
     pub(super) fn power_up(&mut self) -> anyhow::Result<()> {
+        const ENABLE: u64 = 1 << 11;
+        // A processor without a local APIC has INTR and NMI as pins, which is what a disabled one makes of them.
+        let unused = if self.model.has(cpu::Feature::Apic) { 0 } else { ENABLE };
         let mut regs = self.power_on.regs.clone();
         regs.gpr[2] = self.model.signature.into();
         regs.wait_sipi = self.index > 0;
         regs.tsc = 0;
-        self.start_over(&regs, Some(self.power_on.apic_base))
+        self.start_over(&regs, Some(self.power_on.apic_base & !unused))
     }
 
     /// INIT: FPU, MTRRs, TSC and caches stay as they are.
