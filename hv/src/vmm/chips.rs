@@ -2,8 +2,8 @@
 //!
 //! The kernel counts what asserts a line, so it is told of changes alone, and again of what is high after a reset. Of
 //! ports that it answers user space never hears, but for string instructions; and user space has no way to reach them
-//! itself. The built-in BIOS and the set-up before a direct boot need some: the ELCR and the RTC have requests of their
-//! own, for the others a processor executes IN or OUT on their behalf ([`super::vcpu::Shared::port`]).
+//! itself. The built-in BIOS and the set-up before a direct boot need some: the ELCR has a request of its own, for the
+//! others a processor executes IN or OUT on their behalf ([`super::vcpu::Shared::port`]).
 
 use std::sync::{Arc, Mutex, Weak};
 
@@ -12,9 +12,6 @@ use vmmapi_sys::{Msi, Vm};
 
 use super::vcpu::{self, Shared};
 use crate::Chips;
-
-/// The RTC's registers that are its clock; the memory follows.
-const RTC_CLOCK: u8 = 14;
 
 /// Lines of one kind, and what the kernel was told of each.
 struct Lines {
@@ -138,31 +135,29 @@ impl IrqSink for Pins {
 
 /// Regions of [`KernelPorts`].
 const PORTS: u32 = 0;
-const RTC: u32 = 1;
-const ELCR: u32 = 2;
+const ELCR: u32 = 1;
 
 /// The ports and registers that the kernel answers, for whoever reaches them by the bus.
 pub(super) struct KernelPorts {
     shared: Weak<Shared>,
-    state: Mutex<PortState>,
-}
-
-#[derive(Default)]
-struct PortState {
-    /// The index register at port 70.
-    rtc: u8,
-    elcr: [u8; 2],
+    elcr: Mutex<[u8; 2]>,
 }
 
 impl KernelPorts {
     pub(super) fn new(shared: Weak<Shared>) -> Arc<KernelPorts> {
-        Arc::new(KernelPorts { shared, state: Mutex::default() })
+        Arc::new(KernelPorts { shared, elcr: Mutex::default() })
     }
 
     /// Puts them into the space.
     pub(super) fn add(space: &AddressSpace, shared: &Arc<Shared>) {
-        let all =
-            [(0x20, 2, PORTS), (0xa0, 2, PORTS), (0x40, 4, PORTS), (0x61, 1, PORTS), (0x70, 2, RTC), (0x4d0, 2, ELCR)];
+        let all = [
+            (0x20, 2, PORTS),
+            (0xa0, 2, PORTS),
+            (0x40, 4, PORTS),
+            (0x61, 1, PORTS),
+            (0x70, 2, PORTS),
+            (0x4d0, 2, ELCR),
+        ];
         for (base, len, region) in all {
             let at = Arc::new(At { base, region, ports: shared.ports.clone() });
             let id = space.add_ports(base, len, 0, at, region, Widths::BYTE);
@@ -177,16 +172,11 @@ impl KernelPorts {
 
     /// After `VM_REINIT`.
     pub(super) fn reset(&self) {
-        *self.state.lock().unwrap() = PortState::default();
-    }
-
-    fn rtc_read(&self, vm: &Vm) -> u8 {
-        let index = self.state.lock().unwrap().rtc & 0x7f;
-        vm.rtc_read(index).unwrap_or(0xff)
+        *self.elcr.lock().unwrap() = [0; 2];
     }
 
     fn set_trigger(&self, vm: &Vm, n: usize, value: u8) {
-        let old = std::mem::replace(&mut self.state.lock().unwrap().elcr[n], value);
+        let old = std::mem::replace(&mut self.elcr.lock().unwrap()[n], value);
         for bit in (0..8).filter(|bit| (old ^ value) >> bit & 1 != 0) {
             let irq = 8 * n as u32 + bit;
             // IRQs 0, 1, 2, 8 and 13 are edges on every board.
@@ -211,30 +201,17 @@ impl Access for At {
 
     fn read(&self, _: u32, offset: u64, _: u8) -> u64 {
         let Some(shared) = self.ports.shared.upgrade() else { return 0xff };
-        let port = self.base + offset as u16;
         match self.region {
-            ELCR => self.ports.state.lock().unwrap().elcr[offset as usize & 1].into(),
-            RTC if port == 0x71 => self.ports.rtc_read(&shared.vm).into(),
-            RTC => 0xff,
-            _ => shared.port(port, None).into(),
+            ELCR => self.ports.elcr.lock().unwrap()[offset as usize & 1].into(),
+            _ => shared.port(self.base + offset as u16, None).into(),
         }
     }
 
     fn write(&self, _: u32, offset: u64, _: u8, value: u64) {
         let Some(shared) = self.ports.shared.upgrade() else { return };
-        let (port, value) = (self.base + offset as u16, value as u8);
         match self.region {
-            ELCR => self.ports.set_trigger(&shared.vm, offset as usize & 1, value),
-            RTC if port == 0x70 => self.ports.state.lock().unwrap().rtc = value,
-            RTC => {
-                let index = self.ports.state.lock().unwrap().rtc & 0x7f;
-                if index >= RTC_CLOCK && shared.vm.rtc_write(index, value).is_ok() {
-                    return;
-                }
-                shared.port(0x70, Some(index));
-                shared.port(0x71, Some(value));
-            }
-            _ => _ = shared.port(port, Some(value)),
+            ELCR => self.ports.set_trigger(&shared.vm, offset as usize & 1, value as u8),
+            _ => _ = shared.port(self.base + offset as u16, Some(value as u8)),
         }
     }
 }

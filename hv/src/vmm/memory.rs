@@ -152,7 +152,8 @@ impl Tables {
 
     /// Whether the kernel is to know of the slot.
     fn is_ours(&self, slot: &Slot) -> bool {
-        !self.fixed.iter().any(|f| f.holds(slot.gpa, slot.len)) && (slot.gpa >= BIOS_AREA.end || slot.writable)
+        let low_rom = slot.gpa < BIOS_AREA.end && !slot.writable;
+        !low_rom && !self.fixed.iter().any(|f| f.holds(slot.gpa, slot.len))
     }
 
     fn note(&self, state: &mut State, done: Result<(), String>) {
