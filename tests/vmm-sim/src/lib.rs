@@ -12,6 +12,7 @@
 
 mod chips;
 mod codes;
+mod debts;
 mod exit;
 mod ioapic;
 mod memory;
@@ -30,6 +31,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use emu::Ram;
 use vmmapi_sys::{Access, Kernel, Node};
@@ -123,6 +125,11 @@ impl Sim {
     /// VM_RUN does not end without a reason.
     pub fn no_bogus(&self) {
         self.rules.set_no_bogus();
+    }
+
+    /// How long VM_SUSPEND waits for the last vCPU before that is a broken rule.
+    pub fn patience(&self, most: Duration) {
+        self.rules.set_patience(most);
     }
 
     /// The arena of the machine in user space: what is written to it, guests' decoded code is checked against. Without

@@ -105,7 +105,10 @@ impl Vm {
             Op::InjectException => self.inject(b),
             Op::Restart => {
                 let n = self.index(b.i32(0))?;
-                self.with(n, |core| core.next = core.cpu.rip());
+                self.with(n, |core| {
+                    core.debts.restarted();
+                    core.next = core.cpu.rip();
+                });
                 Ok(())
             }
             Op::Passthrough => Err(libc::ENXIO),
@@ -277,6 +280,7 @@ impl Vm {
                 b.put_u32(40, 1);
                 if !quiet {
                     self.with(n, |core| {
+                        core.debts.injected();
                         core.pending = Some(Fault { vector: 14, error: Some(code), cr2: lin });
                         core.next = core.cpu.rip();
                     });
@@ -306,6 +310,7 @@ impl Vm {
     fn set_register(&self, n: usize, id: i32, value: u64) -> Res {
         self.known_register(id)?;
         self.with(n, |core| {
+            core.debts.set(id, value, core.next);
             if id == regs::RIP {
                 core.cpu.set_rip(value);
                 core.next = value;
@@ -472,6 +477,7 @@ impl Vm {
             if core.pending.is_some() {
                 return Err(libc::EBUSY);
             }
+            core.debts.injected();
             let real = core.cpu.regs().cr0 & 1 == 0;
             let error = (valid != 0 && !real).then_some(code);
             core.pending = Some(Fault { vector: vector as u8, error, cr2: core.cpu.regs().cr2 });

@@ -19,6 +19,7 @@ const BOGUS_IN: u64 = 211;
 
 pub(crate) const HALT_EXIT: u32 = 0;
 pub(crate) const MTRAP_EXIT: u32 = 1;
+pub(crate) const UNRESTRICTED_GUEST: u32 = 3;
 pub(crate) const IPI_EXIT: u32 = 8;
 const HALT: u32 = 3;
 const TRIPLE_FAULT: u32 = 4;
@@ -98,6 +99,21 @@ impl Vm {
         let mut slot = self.cores[n].lock().unwrap();
         let core = slot.as_mut().ok_or(libc::EINVAL)?;
         core.runs += 1;
+        let (held, starts_at, capabilities) = {
+            let mut w = self.world();
+            let held = w.held;
+            let v = &mut w.vcpus[n];
+            (held, v.starts_at.take_if(|_| held >> n & 1 == 0), v.capabilities)
+        };
+        if let Some(undone) = core.debts.unpaid(core.cpu.gpr(1), held) {
+            self.rules.broken(&undone);
+        }
+        if core.debts.is_new() && held >> n & 1 == 0 {
+            self.check_start(n, core, capabilities);
+        }
+        if let Some(page) = starts_at {
+            self.check_sipi(n, core, page);
+        }
         core.cpu.set_rip(core.next);
         if let Some(fault) = core.pending.take() {
             let regs = cpu::Regs { exception: Some(fault), halted: false, ..core.cpu.regs() };
@@ -106,12 +122,34 @@ impl Vm {
         let spurious = self.rules.bogus() && self.dice().is_multiple_of(BOGUS_IN);
         let image = self.enter(n, core, &signals, spurious);
         if let Ok(image) = &image {
+            core.debts.exited(image);
             let len = u32::from_le_bytes([image.bytes[4], image.bytes[5], image.bytes[6], image.bytes[7]]);
             core.next = core.cpu.rip().wrapping_add(len.into());
         } else {
             core.next = core.cpu.rip();
         }
         image
+    }
+
+    /// Real mode is the processor's own business only with this capability.
+    fn check_start(&self, n: usize, core: &Core, capabilities: u32) {
+        const PE_AND_PG: u64 = 1 << 31 | 1;
+        if core.cpu.regs().cr0 & PE_AND_PG != PE_AND_PG && capabilities >> UNRESTRICTED_GUEST & 1 == 0 {
+            self.rules.broken(&format!("vCPU {n} starts without paging, and UNRESTRICTED_GUEST is off"));
+        }
+    }
+
+    /// A vCPU that a SIPI starts is in its reset state but for CS and RIP.
+    fn check_sipi(&self, n: usize, core: &Core, page: u8) {
+        let r = core.cpu.regs();
+        let cs = (u64::from(page) << 12, u16::from(page) << 8);
+        let right = (r.cs.base, r.cs.selector) == cs && core.next == 0 && r.cr0 & 1 == 0 && r.rflags & !0x40 == 2;
+        if !right {
+            self.rules.broken(&format!(
+                "vCPU {n} was started at page {page:#x} and runs with CS {:x} at {:x}, RIP {:x}, CR0 {:x}, RFLAGS {:x}",
+                r.cs.selector, r.cs.base, core.next, r.cr0, r.rflags
+            ));
+        }
     }
 
     fn enter(&self, n: usize, core: &mut Core, signals: &Signals, mut spurious: bool) -> Res<Image> {
@@ -203,7 +241,10 @@ impl Vm {
             return exits.then(|| self.ipi_image(rip, 0x500, ipi.vector, set));
         }
         let waiting: Vec<usize> = dests.into_iter().filter(|v| w.vcpus[*v].waits_for_sipi).collect();
-        waiting.iter().for_each(|v| w.vcpus[*v].waits_for_sipi = false);
+        for v in &waiting {
+            w.vcpus[*v].waits_for_sipi = false;
+            w.vcpus[*v].starts_at = Some(ipi.vector);
+        }
         drop(w);
         let first = *waiting.first()?;
         if exits {

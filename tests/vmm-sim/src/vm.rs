@@ -10,12 +10,11 @@ use emu::{CpuBus, Ram, RamAddr};
 
 use crate::Rules;
 use crate::chips::{Chips, port_width};
+use crate::debts::Debts;
 use crate::memory::Memory;
 use crate::version::Version;
 use crate::wire::Res;
 
-/// How long user space has to bring every active vCPU into VM_RUN after VM_SUSPEND.
-const BARRIER: Duration = Duration::from_secs(10);
 const TSC_HZ: u64 = 1_000_000_000;
 
 /// What a vCPU's lock says.
@@ -41,6 +40,8 @@ pub(crate) struct VcpuState {
     pub(crate) waits_for_sipi: bool,
     /// It has run.
     pub(crate) ran: bool,
+    /// The page at which a SIPI has it start.
+    pub(crate) starts_at: Option<u8>,
 }
 
 /// What the VM's requests share.
@@ -67,6 +68,7 @@ pub(crate) struct Core {
     pub(crate) pending: Option<Fault>,
     /// VM_RUNs, for the exits that come by themselves.
     pub(crate) runs: u64,
+    pub(crate) debts: Debts,
 }
 
 /// An INIT or SIPI that its sender must tell of.
@@ -195,7 +197,7 @@ impl Vm {
         let regs = cpu::Regs { wait_sipi: false, ..cpu.regs() };
         cpu.set_regs(&regs);
         let next = cpu.rip();
-        Core { cpu, next, pending: None, runs: 0 }
+        Core { cpu, next, pending: None, runs: 0, debts: Debts::default() }
     }
 
     /// Does something with a vCPU that is locked.
@@ -328,7 +330,7 @@ impl Vm {
         self.changed.notify_all();
         while w.suspended & w.active != w.active {
             w = self.changed.wait_timeout(w, Duration::from_millis(100)).unwrap().0;
-            if start.elapsed() > BARRIER {
+            if start.elapsed() > self.rules.patience() {
                 let missing = w.active & !w.suspended;
                 drop(w);
                 self.rules.broken(&format!("VM_SUSPEND: vCPUs {missing:#x} are active and do not come into VM_RUN"));
@@ -394,7 +396,7 @@ impl Vm {
         }
         let mut w = self.world();
         for v in &mut w.vcpus {
-            (v.capabilities, v.waits_for_sipi, v.ran) = (0, false, false);
+            *v = VcpuState { state: v.state, wanted: v.wanted, ..VcpuState::default() };
         }
         (w.active, w.suspended, w.held, w.halted, w.suspend) = (0, 0, 0, 0, None);
         Ok(())

@@ -51,6 +51,7 @@ fn memory_that_is_not_there_leaves_undecoded_in_real_mode_and_writes_to_rom_fail
     g.new_segment(1, 0x1000, "bootrom").unwrap();
     g.map(0x40_0000, 1, 0, 0x1000, 5).unwrap();
     g.put(0x1000, &[0x67, 0xa2, 0, 0, 0x40, 0]);
+    g.set(0, RIP, 0x1000);
     assert_eq!(g.run(0).unwrap_err(), libc::EFAULT);
 }
 

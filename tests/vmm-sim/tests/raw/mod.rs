@@ -13,7 +13,6 @@ pub struct Guest {
     pub version: Version,
     pub control: Option<Box<dyn Node>>,
     pub node: Box<dyn Node>,
-    pub memory: *mut u8,
 }
 
 /// Bytes of memory.
@@ -118,7 +117,7 @@ impl Guest {
             None
         };
         let node = sim.open("/dev/vmm/test", Access::ReadWrite).unwrap();
-        Guest { sim, version, control, node, memory: std::ptr::null_mut() }
+        Guest { sim, version, control, node }
     }
 
     pub fn new_segment(&self, id: i32, len: u64, name: &str) -> Result<(), i32> {

@@ -1,0 +1,115 @@
+//! What an exit asks of user space before the vCPU runs again. A kernel would go on with a machine that is subtly wrong.
+
+use std::time::{Duration, Instant};
+
+use crate::exit;
+use crate::regs;
+
+/// DEBUG exits of a held vCPU in [`SPELL`] that mean that nobody waits between them.
+const SPINNING: u32 = 5_000;
+const SPELL: Duration = Duration::from_secs(1);
+
+/// An exit, and what user space has done since.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Debts {
+    code: Option<i32>,
+    /// INOUT: the value comes from user space.
+    input: bool,
+    /// INST_EMUL without a length.
+    undecoded: bool,
+    /// INOUT_STR: RCX counts, as wide as this many bytes.
+    rep: Option<i32>,
+    /// IPI: a SIPI or an INIT, and whom it is for.
+    ipi: Option<(bool, u64)>,
+    /// Registers that were set, by number.
+    set: u64,
+    /// RIP was set to where the kernel goes on anyway.
+    advanced: bool,
+    restarted: bool,
+    injected: bool,
+    /// DEBUG exits since a moment.
+    spell: Option<(Instant, u32)>,
+}
+
+const RAX: i32 = 0;
+const RDX: i32 = 3;
+
+impl Debts {
+    pub(crate) fn exited(&mut self, image: &exit::Image) {
+        let u = |at: usize| image.bytes[exit::UNION + at];
+        let code = image.code();
+        let spell = if code == exit::DEBUG { self.spell } else { None };
+        *self = Debts { code: Some(code), spell, ..Debts::default() };
+        match code {
+            exit::INOUT => self.input = u(0) & 8 != 0,
+            exit::INST_EMUL => self.undecoded = image.bytes[4] == 0,
+            exit::INOUT_STR => self.rep = (u(0) & 0x20 != 0).then(|| i32::from(u(64))),
+            exit::IPI => self.ipi = Some((u(1) == 6, image.cpus)),
+            exit::DEBUG => {
+                let (start, count) = self.spell.unwrap_or((Instant::now(), 0));
+                let old = start.elapsed() > SPELL;
+                self.spell = Some(if old { (Instant::now(), 0) } else { (start, count + 1) });
+            }
+            _ => {}
+        }
+    }
+
+    /// A register was set; `next` is where the vCPU would have gone on.
+    pub(crate) fn set(&mut self, id: i32, value: u64, next: u64) {
+        self.set |= 1 << (id & 63);
+        let advanced = matches!(self.code, Some(exit::INOUT | exit::RDMSR | exit::WRMSR));
+        self.advanced |= id == regs::RIP && advanced && value == next;
+    }
+
+    /// The vCPU has not run since it was made or held.
+    pub(crate) fn is_new(&self) -> bool {
+        matches!(self.code, None | Some(exit::DEBUG))
+    }
+
+    pub(crate) fn restarted(&mut self) {
+        self.restarted = true;
+    }
+
+    pub(crate) fn injected(&mut self) {
+        self.injected = true;
+    }
+
+    fn was_set(&self, id: i32) -> bool {
+        self.set >> id & 1 != 0
+    }
+
+    /// What was left undone when the vCPU runs again with this RCX, while these vCPUs are held.
+    pub(crate) fn unpaid(&self, rcx: u64, held: u64) -> Option<String> {
+        let done = |what: &str| Some(what.to_owned());
+        if self.advanced {
+            return done("user space advances RIP behind an instruction, which the kernel has done");
+        }
+        if let Some((startup, cpus)) = self.ipi {
+            let wrong = if startup { cpus & held } else { cpus & !held };
+            let what =
+                if startup { "were started by a SIPI and are still held" } else { "got an INIT and are not held" };
+            return (wrong != 0).then(|| format!("vCPUs {wrong:#x} {what}"));
+        }
+        if self.spell.is_some_and(|(_, count)| count > SPINNING) {
+            return done("a held vCPU spins in VM_RUN: every one is a DEBUG exit at once");
+        }
+        if self.injected || self.restarted || self.was_set(regs::RIP) {
+            return None;
+        }
+        match self.code? {
+            exit::INOUT if self.input && !self.was_set(RAX) => done("IN, and RAX was not set"),
+            exit::RDMSR if !(self.was_set(RAX) && self.was_set(RDX)) => {
+                done("RDMSR, and RAX and RDX were not set and nothing was injected")
+            }
+            exit::INST_EMUL if self.undecoded => {
+                done("INST_EMUL with inst_length 0, and RIP was not set: it exits for ever")
+            }
+            exit::INOUT_STR => {
+                let width = self.rep?;
+                let left = rcx & u64::MAX >> (64 - 8 * width.clamp(1, 8));
+                (left != 0).then(|| "rep string I/O has a count left and was not restarted".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
