@@ -146,6 +146,9 @@ impl Opened {
         let claim = if access.write && !file.metadata()?.is_file() { sys::claim(path)? } else { None };
         let direct = access.direct.then(|| options.custom_flags(libc::O_DIRECT).open(path)).transpose();
         let direct = direct.context("its file system cannot go past the host's cache; use cache = \"writeback\"")?;
+        for file in [Some(&file), direct.as_ref()].into_iter().flatten() {
+            sys::limit(file, access.write).context("its descriptor cannot be limited")?;
+        }
         Ok(Opened { file, direct, claim })
     }
 }

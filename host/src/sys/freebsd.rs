@@ -73,6 +73,33 @@ pub(crate) fn claim(_path: &Path) -> Result<Option<File>> {
     Ok(None)
 }
 
+/// Leaves a descriptor the rights that an image needs: rights(4).
+pub(crate) fn limit(file: &File, write: bool) -> io::Result<()> {
+    /// DIOCGSECTORSIZE, DIOCGMEDIASIZE, DIOCGFLUSH, DIOCGDELETE.
+    const REQUESTS: [libc::c_ulong; 4] = [0x4004_6480, 0x4008_6481, 0x2000_6487, 0x8010_6488];
+    const READ: u64 = libc::CAP_PREAD | libc::CAP_FSTAT | libc::CAP_FLOCK | libc::CAP_FCNTL;
+    const WRITE: u64 = libc::CAP_PWRITE | libc::CAP_FSYNC | libc::CAP_FTRUNCATE;
+    let more = if write { WRITE } else { 0 };
+    // SAFETY: a set of rights is numbers alone; the list of those to put in ends with 0; the descriptor is open.
+    #[expect(unsafe_code, reason = "cap_rights_limit(2), cap_ioctls_limit(2)")]
+    let done = unsafe {
+        let mut rights: libc::cap_rights_t = std::mem::zeroed();
+        libc::__cap_rights_init(libc::CAP_RIGHTS_VERSION, &raw mut rights, READ | more, libc::CAP_IOCTL, 0u64);
+        match libc::cap_rights_limit(file.as_raw_fd(), &raw const rights) {
+            0 => libc::cap_ioctls_limit(file.as_raw_fd(), REQUESTS.as_ptr(), REQUESTS.len()),
+            failed => failed,
+        }
+    };
+    match done {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            // A kernel without capsicum(4).
+            e if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+            e => Err(e),
+        },
+    }
+}
+
 /// Puts on stable storage what was written to a device, for which fsync(2) does nothing.
 pub(crate) fn sync_device(file: &File) -> io::Result<()> {
     // SAFETY: the descriptor is open and the request takes nothing.

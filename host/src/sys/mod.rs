@@ -6,6 +6,10 @@ mod freebsd;
 mod linux;
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) use freebsd::{Alarm, SYNC_FORGETS, WHOLE_SECTORS, claim, discard, disk_device, lock_holder, sync_device};
+pub(crate) use freebsd::{
+    Alarm, SYNC_FORGETS, WHOLE_SECTORS, claim, discard, disk_device, limit, lock_holder, sync_device,
+};
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{Alarm, SYNC_FORGETS, WHOLE_SECTORS, claim, discard, disk_device, lock_holder, sync_device};
+pub(crate) use linux::{
+    Alarm, SYNC_FORGETS, WHOLE_SECTORS, claim, discard, disk_device, limit, lock_holder, sync_device,
+};
