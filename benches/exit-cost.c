@@ -46,8 +46,9 @@ void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off_t offset) 
 }
 
 int ioctl(int fd, unsigned long request, ...) {
-  static __thread uint64_t back;
-  static __thread int kind = -1;
+  uint64_t now = __rdtsc();
+  static __thread __attribute__((tls_model("initial-exec"))) uint64_t back;
+  static __thread __attribute__((tls_model("initial-exec"))) int kind = -1;
   va_list list;
   va_start(list, request);
   void *arg = va_arg(list, void *);
@@ -57,7 +58,7 @@ int ioctl(int fd, unsigned long request, ...) {
   if (request != KVM_RUN)
     return real_ioctl(fd, request, arg);
   if (kind >= 0 && counts[kind] < SAMPLES)
-    samples[kind][counts[kind]++] = __rdtsc() - back;
+    samples[kind][counts[kind]++] = now - back;
   int done = real_ioctl(fd, request, arg);
   struct kvm_run *run = fd < 1024 ? pages[fd] : NULL;
   kind = -1;

@@ -26,12 +26,26 @@ fn start(name: &str, words: &[&str], settings: &[&str], seconds: u64) -> Ended {
     run(&args, seconds)
 }
 
-/// Two clocks cannot be compared between two instructions of a guest that is interpreted.
+/// There is no FERR# on KVM: the check waits for ever.
+const NO_PIN: &str = "pic-irq13";
+/// What is beyond kernels that interpret guests: traps and faults between the elements of string instructions, rights of
+/// pages for user code, instructions that they take for undefined, a window of one instruction for interrupts, and time.
+const INTERPRETED: &str = "exc-step,exc-debug,page-smap,user,user-syscall,user-ac,string-fault,sse-int,xsave,pic-irq8,\
+                           pic-priority";
+
+/// Whether the processor runs guests itself.
+fn virtualizes() -> bool {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    info.lines().any(|l| l.starts_with("flags") && l.split_whitespace().any(|flag| flag == "svm" || flag == "vmx"))
+}
+
 fn probe_passes(name: &str, settings: &[&str]) {
     if !kvm() {
         return;
     }
-    let ended = start(name, &["--kernel", &probe(), "--args", "smoke"], settings, 300);
+    let not = if virtualizes() { NO_PIN.to_owned() } else { format!("{NO_PIN},{INTERPRETED}") };
+    let words = format!("smoke not={not} late=400");
+    let ended = start(name, &["--kernel", &probe(), "--args", &words], settings, 300);
     let failed: Vec<&str> = ended.console.lines().filter(|l| l.contains(" FAIL")).collect();
     assert_eq!(failed, Vec::<&str>::new(), "{}", ended.stderr);
     assert!(ended.console.lines().any(|l| l.starts_with("PROBE done ")), "{}\n{}", ended.console, ended.stderr);

@@ -1,13 +1,19 @@
 //! The page that a processor shares with the kernel (struct kvm_run): KVM_RUN, and why it ended.
 //!
-//! kvm-ioctls' own decoder leaves out the width of a string instruction's elements, so this is done here.
+//! kvm-ioctls' own decoder leaves out the width of a string instruction's elements, so this is done here, and without a
+//! second look at each exit.
+
+use std::os::fd::AsRawFd;
 
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
-    KVM_EXIT_IO_IN, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_MMIO,
-    KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION, kvm_run,
+    KVM_EXIT_IO_IN, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION, kvm_run,
 };
 use kvm_ioctls::VcpuFd;
+
+/// _IO(KVMIO, 0x80).
+const KVM_RUN: libc::c_ulong = 0xae80;
 
 /// Why KVM_RUN ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,14 +93,11 @@ impl Page {
     /// KVM_RUN.
     #[inline]
     pub(super) fn enter(&mut self) -> Stop {
-        let done = self.fd.run().map(|_| ()).map_err(|e| e.errno());
-        let run = self.run_page();
-        match done {
-            Ok(()) => {}
-            // EAGAIN: an application processor left the state in which it waited.
-            Err(libc::EINTR | libc::EAGAIN) => return Stop::Interrupted,
-            Err(e) => return Stop::Failed(format!("KVM_RUN: {}", std::io::Error::from_raw_os_error(e))),
+        // SAFETY: the request takes no argument; what the kernel writes is guest memory and the page.
+        if unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_RUN as _, 0) } != 0 {
+            return Page::refused();
         }
+        let run = self.run_page();
         let u = &run.__bindgen_anon_1;
         // SAFETY: `exit_reason` says which member of the union the kernel has written.
         unsafe {
@@ -130,9 +133,19 @@ impl Page {
                     let d = u.debug.arch;
                     Stop::Failed(format!("a debug exit that nobody asked for, #{} at {:#x}", d.exception, d.pc))
                 }
-                KVM_EXIT_MEMORY_FAULT => Stop::Failed(format!("memory fault at {:#x}", u.memory_fault.gpa)),
                 reason => Stop::Failed(format!("KVM ended the run for reason {reason}, which is not known here")),
             }
+        }
+    }
+
+    /// KVM_RUN failed.
+    #[cold]
+    fn refused() -> Stop {
+        let error = std::io::Error::last_os_error();
+        match error.raw_os_error() {
+            // EAGAIN: an application processor left the state in which it waited.
+            Some(libc::EINTR | libc::EAGAIN) => Stop::Interrupted,
+            _ => Stop::Failed(format!("KVM_RUN: {error}")),
         }
     }
 
