@@ -166,7 +166,7 @@ pub fn main(backends: Vec<Box<dyn Hypervisor>>) -> ExitCode {
         Some(Command::Check { file }) => check(&file),
         Some(Command::Image(image)) => image.run(),
         Some(Command::Demo(options)) => demo(&options, &backends),
-        Some(Command::Broker) => broker::serve().map(|()| SUCCESS),
+        Some(Command::Broker) => broker::serve(hv::destroy).map(|()| SUCCESS),
         Some(Command::Info) => info(&backends),
         None if cli.run.config.is_none() && cli.run.kernel.is_none() && cli.run.set.is_empty() => {
             demo(&cli.run.options, &backends)
@@ -308,6 +308,10 @@ fn start(
         config::media_directories(node).iter().try_for_each(|dir| {
             broker::allow_media(dir).with_context(|| format!("sandbox.media: {}", dir.display()))
         })?;
+        // A confined process cannot ask the kernel of 13 and 14 for that.
+        if backend.name() == "vmm" {
+            broker::own_machine(&spec.name).context("the machine's name")?;
+        }
         for path in save.iter().flat_map(|path| [path.clone(), state::beside(path)]) {
             broker::allow_output(&path).with_context(|| path.display().to_string())?;
         }

@@ -45,6 +45,8 @@ enum Request {
     Output(PathBuf),
     /// This name is ours: it goes when we ask for it, or are gone.
     Name(PathBuf, Id),
+    /// The kernel's machine of this name is ours, and goes with us.
+    Machine(String),
     /// All has been said.
     Seal,
     /// Open, lock and claim an image's file that is none of these.
@@ -101,6 +103,14 @@ pub fn allow_media(dir: &Path) -> io::Result<()> {
 /// When the broker is gone.
 pub fn allow_output(path: &Path) -> io::Result<()> {
     tell(&Request::Output(path.to_owned()))
+}
+
+/// Has the machine of this name, which a kernel keeps, destroyed when we are gone.
+///
+/// # Errors
+/// When the broker is gone.
+pub fn own_machine(name: &str) -> io::Result<()> {
+    tell(&Request::Machine(name.to_owned()))
 }
 
 /// From now on the broker is asked for what has a name.
@@ -268,14 +278,15 @@ struct Rules {
     media: Vec<PathBuf>,
     outputs: Vec<PathBuf>,
     names: Vec<(PathBuf, Id)>,
+    machines: Vec<String>,
     sealed: bool,
 }
 
-/// Is the broker, at standard input, until the other end is gone.
+/// Is the broker, at standard input, until the other end is gone. `destroy` is called for each of its machines then.
 ///
 /// # Errors
 /// When standard input is not its socket.
-pub fn serve() -> Result<()> {
+pub fn serve(destroy: impl Fn(&str)) -> Result<()> {
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     if !matches!(nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::SockType), Ok(SockType::SeqPacket)) {
         bail!("this command is the program's own, for the process that opens files for a confined one");
@@ -301,6 +312,7 @@ pub fn serve() -> Result<()> {
         }
     }
     rules.names.iter().for_each(|(path, id)| remove(path, *id));
+    rules.machines.iter().for_each(|name| destroy(name));
     Ok(())
 }
 
@@ -311,12 +323,15 @@ impl Rules {
             false => bail!("{} is no output of this machine", path.display()),
         };
         match request {
-            Request::Media(_) | Request::Output(_) | Request::Name(..) | Request::Seal if self.sealed => {
+            Request::Media(_) | Request::Output(_) | Request::Name(..) | Request::Machine(_) | Request::Seal
+                if self.sealed =>
+            {
                 bail!("it is too late for that");
             }
             Request::Media(dir) => self.media.push(dir),
             Request::Output(path) => self.outputs.push(path),
             Request::Name(path, id) => self.names.push((path, id)),
+            Request::Machine(name) => self.machines.push(name),
             Request::Seal => self.sealed = true,
             Request::Open(path, access, chain) => {
                 let path = path.canonicalize()?;

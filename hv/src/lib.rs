@@ -107,6 +107,13 @@ pub fn all() -> Vec<Box<dyn Hypervisor>> {
     ]
 }
 
+/// Destroys a machine of this system's kernel that its process has left, if there is one.
+pub fn destroy(name: &str) {
+    #[cfg(target_os = "freebsd")]
+    Vmm::over(Arc::new(vmmapi_sys::System), "vmm").destroy(name);
+    let _ = name;
+}
+
 /// Acknowledges an external interrupt: the 8259's INTA cycle.
 pub type Ack = Box<dyn Fn() -> u8 + Send + Sync>;
 

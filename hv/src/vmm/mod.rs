@@ -42,6 +42,13 @@ impl Vmm {
         Vmm { kernel, name }
     }
 
+    /// Destroys the machine of this name, if there is one.
+    pub fn destroy(&self, name: &str) {
+        if let (Ok(vmm), Ok(name)) = (self.attach(), Name::new(name)) {
+            let _ = vmm.destroy(&name);
+        }
+    }
+
     fn attach(&self) -> Result<Attached> {
         Attached::attach(self.kernel.clone()).map_err(|e| match e {
             AttachError::NoModule(_) => {
