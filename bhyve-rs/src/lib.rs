@@ -308,10 +308,6 @@ fn start(
         config::media_directories(node).iter().try_for_each(|dir| {
             broker::allow_media(dir).with_context(|| format!("sandbox.media: {}", dir.display()))
         })?;
-        // A confined process cannot ask the kernel of 13 and 14 for that.
-        if backend.name() == "vmm" {
-            broker::own_machine(&spec.name).context("the machine's name")?;
-        }
         for path in save.iter().flat_map(|path| [path.clone(), state::beside(path)]) {
             broker::allow_output(&path).with_context(|| path.display().to_string())?;
         }
@@ -348,6 +344,10 @@ fn start(
     let reach = Reach { handle, facts, screen: instance.screen(), typist: instance.typist(), media: instance.media() };
     let server = dir.map(|dir| remote::serve(dir, node.text("name"), reach)).transpose()?;
     if !options.no_sandbox {
+        // By now it is ours. A confined process cannot ask the kernels of 13 and 14 to destroy it.
+        if backend.name() == "vmm" {
+            broker::own_machine(&spec.name).context("the machine's name")?;
+        }
         let sandbox = sandbox::enter()?;
         tracing::debug!("the process is confined by {sandbox}");
     }
