@@ -137,6 +137,16 @@ impl IrqSink for Pins {
 const PORTS: u32 = 0;
 const ELCR: u32 = 1;
 
+/// Stretches of ports that the kernel answers: the first, how many, and the region that they belong to.
+const KERNELS: [(u16, u32, u32); 6] =
+    [(0x20, 2, PORTS), (0xa0, 2, PORTS), (0x40, 4, PORTS), (0x61, 1, PORTS), (0x70, 2, PORTS), (0x4d0, 2, ELCR)];
+
+/// Whether a processor has to reach a port on behalf of others.
+pub(super) fn is_kernels(port: u16) -> bool {
+    let inside = |base: u16, len: u32| u32::from(port.wrapping_sub(base)) < len;
+    KERNELS.iter().any(|(base, len, region)| *region == PORTS && inside(*base, *len))
+}
+
 /// The ports and registers that the kernel answers, for whoever reaches them by the bus.
 pub(super) struct KernelPorts {
     shared: Weak<Shared>,
@@ -150,15 +160,7 @@ impl KernelPorts {
 
     /// Puts them into the space.
     pub(super) fn add(space: &AddressSpace, shared: &Arc<Shared>) {
-        let all = [
-            (0x20, 2, PORTS),
-            (0xa0, 2, PORTS),
-            (0x40, 4, PORTS),
-            (0x61, 1, PORTS),
-            (0x70, 2, PORTS),
-            (0x4d0, 2, ELCR),
-        ];
-        for (base, len, region) in all {
+        for (base, len, region) in KERNELS {
             let at = Arc::new(At { base, region, ports: shared.ports.clone() });
             let id = space.add_ports(base, len, 0, at, region, Widths::BYTE);
             space.enable_ports(id, base, true);

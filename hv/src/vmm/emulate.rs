@@ -12,6 +12,7 @@ use vmmapi_sys::exit::{InoutStr, InstEmul};
 use vmmapi_sys::ids::CpuMode;
 use vmmapi_sys::{Reg, VmExit};
 
+use super::chips;
 use super::state::{self, GPRS, SEGMENTS};
 use super::vcpu::{Then, VmmVcpu};
 
@@ -171,7 +172,6 @@ impl VmmVcpu {
 
     /// INS and OUTS: the exit has all of the state but the paging's, and not the bytes, which are made up.
     pub(super) fn string(&mut self, exit: &VmExit, io: &InoutStr) -> Then {
-        self.shared.caller.store(self.index, std::sync::atomic::Ordering::Relaxed);
         const WANTED: [Reg; 4] = [Reg::Cr4, Reg::Efer, Reg::Rsi, Reg::Rdi];
         let (mut values, mut rcx) = ([0; WANTED.len()], 0);
         let mut fetch = || {
@@ -221,13 +221,19 @@ impl VmmVcpu {
             put([0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65][segment]);
         }
         put(if io.inout.input { 0x6c } else { 0x6e } | u8::from(io.inout.bytes > 1));
+        // A port of the kernel's is reached by this very processor, which is back at the instruction then.
+        let kernels = chips::is_kernels(io.inout.port);
+        if kernels {
+            self.goes_on_at(exit.rip);
+        }
         let done = self.executor.execute(&mut context, &bytes[..len]);
-        // Its own length is not the original's.
         context.rflags = before.rflags;
+        // Its own length is not the original's.
         if done == Done::Yes && context.rip != exit.rip {
             context.rip = exit.rip.wrapping_add(exit.inst_length.into());
         }
-        self.finish(exit, (before, context, done))
+        let went_on = if kernels { 0 } else { exit.inst_length };
+        self.finish(&VmExit { inst_length: went_on, ..*exit }, (before, context, done))
     }
 }
 

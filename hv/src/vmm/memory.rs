@@ -93,6 +93,8 @@ struct State {
     mapped: Vec<Slot>,
     /// What the kernel refused.
     failed: Option<String>,
+    /// No more segments are made.
+    settled: bool,
 }
 
 impl Tables {
@@ -103,20 +105,43 @@ impl Tables {
             return Ok(Some((d.segid, slot.ram.0 - d.block.start.0)));
         }
         let Some(block) = self.ram.blocks().into_iter().find(inside) else { return Ok(None) };
-        if self.fixed.iter().any(|f| f.ram.0 >= block.start.0 && f.ram.0 < block.start.0 + block.len) {
+        if self.is_system(&block) {
             return Ok(None);
         }
+        let at = slot.ram.0 - block.start.0;
+        // A boot ROM ends where 32 bits do.
+        let made = self.make_segment(state, block, slot.gpa + slot.len == FOUR_GIB)?;
+        Ok(made.map(|segid| (segid, at)))
+    }
+
+    /// Makes a block of the arena a segment, if there is one left.
+    fn make_segment(&self, state: &mut State, block: RamBlock, rom: bool) -> Result<Option<i32>, String> {
         let ids = self.vm.abi().segments;
-        // A boot ROM ends where 32 bits do; the adapter's memory and what it shows in text modes are blocks of their own.
+        // The adapter's memory and what it shows in text modes are blocks of their own.
         let all = [(ids.bootrom, "bootrom"), (ids.framebuffer, "framebuffer"), (ids.option_rom, "text")];
-        let rom = slot.gpa + slot.len == FOUR_GIB;
-        let free = |id: i32| !state.devices.iter().any(|d| d.segid == id);
+        let free = |id: i32| !state.settled && !state.devices.iter().any(|d| d.segid == id);
         let mine = if rom { &all[..1] } else { &all[1..] };
         let Some(&(segid, name)) = mine.iter().find(|(id, _)| free(*id)) else { return Ok(None) };
         self.move_block(&block, segid, name).map_err(|e| format!("memory segment {name}: {e}"))?;
-        let at = slot.ram.0 - block.start.0;
         state.devices.push(Device { segid, block });
-        Ok(Some((segid, at)))
+        Ok(Some(segid))
+    }
+
+    /// Makes the memory of devices segments, mapped or not: once the process is confined, no more nodes can be opened.
+    fn settle(&self, state: &mut State) -> Result<(), String> {
+        for block in self.ram.blocks() {
+            let known = state.devices.iter().any(|d| d.block.start == block.start) || self.is_system(&block);
+            let rom = ["rom", "bios", "firmware", "flash"].iter().any(|what| block.name.ends_with(what));
+            if !known && !rom {
+                self.make_segment(state, block, false)?;
+            }
+        }
+        state.settled = true;
+        Ok(())
+    }
+
+    fn is_system(&self, block: &RamBlock) -> bool {
+        self.fixed.iter().any(|f| f.ram.0 >= block.start.0 && f.ram.0 < block.start.0 + block.len)
     }
 
     /// Puts a segment in the place of a block of the arena.
@@ -152,8 +177,9 @@ impl Tables {
 
     /// Whether the kernel is to know of the slot.
     fn is_ours(&self, slot: &Slot) -> bool {
-        let low_rom = slot.gpa < BIOS_AREA.end && !slot.writable;
-        !low_rom && !self.fixed.iter().any(|f| f.holds(slot.gpa, slot.len))
+        // Of what is read-only, only the boot ROM is executed; flash that is programmed traps either way.
+        let rom = !slot.writable && slot.gpa + slot.len != FOUR_GIB;
+        !rom && !self.fixed.iter().any(|f| f.holds(slot.gpa, slot.len))
     }
 
     fn note(&self, state: &mut State, done: Result<(), String>) {
@@ -254,6 +280,9 @@ impl GuestMemory {
             if let Some((segid, at)) = tables.segment(&mut state, &slot)? {
                 tables.insert(&slot, segid, at)?;
             }
+        }
+        if !state.settled {
+            tables.settle(&mut state)?;
         }
         drop(state);
         self.copy_roms(map);

@@ -12,6 +12,8 @@ mod emulate;
 mod memory;
 mod msr;
 mod state;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 
 use std::io;

@@ -222,13 +222,15 @@ impl Shared {
     fn try_port(&self, cpu: u32, port: u16, value: Option<u8>) -> std::io::Result<u8> {
         /// Where the code is put for the moment: all other processors stand still.
         const PLACE: u64 = 0x1000;
-        const PORT: [Reg; 6] = [Reg::Rax, Reg::Rdx, Reg::Rflags, Reg::Cr0, Reg::Efer, Reg::Rip];
+        const PORT: [Reg; 7] = [Reg::Rax, Reg::Rdx, Reg::Rflags, Reg::Cr0, Reg::Efer, Reg::Rip, Reg::IntrShadow];
         let place = self.memory.conventional(PLACE);
         let code = [if value.is_some() { 0xee } else { 0xec }, 0xe6, 0x80];
         let mut under = [0; 3];
         self.ram.read(place, &mut under);
         let mut saved = [0; PORT.len()];
         self.vm.registers(cpu, &PORT, &mut saved)?;
+        // The shadow of STI has ended.
+        saved[6] = 0;
         saved[5] = self.mail[cpu as usize].next_rip.load(Ordering::Relaxed);
         let segments = [Reg::Cs, Reg::Ss].map(|reg| state::segment(&self.vm, cpu, reg));
         let [cs, ss] = segments;
@@ -236,7 +238,7 @@ impl Shared {
         let real = cpu::Segment { selector: 0, base: 0, limit: 0xffff, access: 0x93 };
         self.ram.write(place, &code);
         let ran = (|| {
-            let values = [value.unwrap_or(0).into(), port.into(), 2, 0x20, 0, PLACE];
+            let values = [value.unwrap_or(0).into(), port.into(), 2, 0x20, 0, PLACE, 0];
             self.vm.set_registers(cpu, &PORT, &values)?;
             state::set_segment(&self.vm, cpu, Reg::Cs, &real)?;
             state::set_segment(&self.vm, cpu, Reg::Ss, &real)?;
@@ -451,8 +453,7 @@ impl VmmVcpu {
 
     /// IN and OUT. Only a 32-bit EAX is known of IN, so bits 63 to 32 of RAX are cleared, as bhyve does.
     fn port(&mut self, io: &Inout) -> Then {
-        let mail = &self.shared.mail[self.index as usize];
-        mail.next_rip.store(self.next, Ordering::Relaxed);
+        self.goes_on_at(self.next);
         self.shared.caller.store(self.index, Ordering::Relaxed);
         let mask = u32::MAX >> (32 - 8 * u32::from(io.bytes));
         if !io.input {
@@ -462,6 +463,11 @@ impl VmmVcpu {
         let value = io.eax & !mask | self.bus.pio_read(io.port, io.bytes) & mask;
         let set = self.vm().set_register(self.index, Reg::Rax, value.into());
         self.checked(set, "RAX")
+    }
+
+    /// Where it goes on after having reached ports for others.
+    pub(super) fn goes_on_at(&self, rip: u64) {
+        self.mail().next_rip.store(rip, Ordering::Relaxed);
     }
 
     pub(super) fn checked(&mut self, done: std::io::Result<()>, what: &str) -> Then {
@@ -574,7 +580,7 @@ impl Vcpu for VmmVcpu {
         let exit = self.go();
         CURRENT.set(None);
         self.shared.orders(self.index).running = false;
-        self.mail().next_rip.store(self.next, Ordering::Relaxed);
+        self.goes_on_at(self.next);
         exit
     }
 
@@ -596,7 +602,7 @@ impl Vcpu for VmmVcpu {
         Lacking::check(BACKEND, state::LACKS, &old, regs)?;
         state::set(self.vm(), self.index, regs)?;
         self.next = regs.rip;
-        self.mail().next_rip.store(self.next, Ordering::Relaxed);
+        self.goes_on_at(self.next);
         Ok(())
     }
 
