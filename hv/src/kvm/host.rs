@@ -79,7 +79,9 @@ mod tests {
     fn who_may_not_open_it_is_told_the_group() {
         let says = refused(&Error::from(ErrorKind::PermissionDenied));
         assert!(says.starts_with("no right to open /dev/kvm: "), "{says}");
-        assert_eq!(group(0).as_deref(), Some("root"));
+        if fs::exists("/etc/group").is_ok_and(|there| there) {
+            assert_eq!(group(0).as_deref(), Some("root"));
+        }
         assert_eq!(group(u32::MAX), None);
         assert!(refused(&Error::from(ErrorKind::NotFound)).contains("no /dev/kvm"));
     }

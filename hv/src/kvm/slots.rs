@@ -9,10 +9,10 @@ use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memo
 use super::Shared;
 use crate::{PageTables, Slot};
 
-/// The numbers of slots, by guest address.
+/// The slots that are there, with their numbers, by guest address.
 #[derive(Default)]
 struct Numbers {
-    used: BTreeMap<u64, u32>,
+    used: BTreeMap<u64, (u32, Slot)>,
     free: Vec<u32>,
 }
 
@@ -60,23 +60,36 @@ impl PageTables for Slots {
     fn map(&self, slot: &Slot) {
         let mut n = self.numbers.lock().unwrap();
         let number = n.free.pop().unwrap_or(n.used.len() as u32);
-        n.used.insert(slot.gpa, number);
+        n.used.insert(slot.gpa, (number, *slot));
         self.set(number, slot, slot.len);
     }
 
     fn unmap(&self, slot: &Slot) {
-        if slot.log {
-            self.log(slot, &self.ram);
-        }
+        self.log(slot, &self.ram);
         let mut n = self.numbers.lock().unwrap();
-        let Some(number) = n.used.remove(&slot.gpa) else { return };
+        let Some((number, old)) = n.used.remove(&slot.gpa) else { return };
         n.free.push(number);
-        self.set(number, slot, 0);
+        self.set(number, &old, 0);
+    }
+
+    fn protect(&self, slot: &Slot) {
+        let mut n = self.numbers.lock().unwrap();
+        if let Some((number, old)) = n.used.get_mut(&slot.gpa).filter(|(_, old)| old.writable == slot.writable) {
+            *old = *slot;
+            return self.set(*number, slot, slot.len);
+        }
+        drop(n);
+        // A slot stays read-only, or not, for life.
+        self.unmap(slot);
+        self.map(slot);
     }
 
     fn log(&self, slot: &Slot, ram: &Ram) {
         let Some(shared) = self.shared.upgrade() else { return };
-        let Some(number) = self.numbers.lock().unwrap().used.get(&slot.gpa).copied() else { return };
+        let Some((number, old)) = self.numbers.lock().unwrap().used.get(&slot.gpa).copied() else { return };
+        if !old.log {
+            return;
+        }
         let words = match shared.fd.get_dirty_log(number, slot.len as usize) {
             Ok(words) => words,
             Err(e) => return shared.fail(format!("KVM gives no log of written pages (KVM_GET_DIRTY_LOG): {e}")),
