@@ -663,7 +663,11 @@ pub(crate) fn the_log_has_the_pages_that_the_guest_writes(make: Make) {
         l.op(Op::If(true)).op(Op::Hlt).op(Op::If(false)).op(Op::Inc(0x5004)).out(REPORT, 2).op(Op::Jump(again));
     });
     let runner = rig.runner();
-    let harvest = || rig.machine.space.harvest_dirty(&rig.block);
+    // Vectors, program and handlers are only read. KVM logs a page that it maps for a read, since it is writable then.
+    let harvest = || {
+        let pages = rig.machine.space.harvest_dirty(&rig.block);
+        pages.into_iter().filter(|page| *page > 2).collect::<Vec<_>>()
+    };
     rig.machine.space.set_dirty_log(true);
     runner.resume();
     rig.expect(&[report(1)]);
