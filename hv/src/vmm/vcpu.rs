@@ -41,8 +41,10 @@ pub(super) fn current() -> Option<u32> {
 #[derive(Default)]
 struct Orders {
     kick: bool,
-    init: bool,
-    sipi: Option<u8>,
+    /// It waits for a start-up IPI.
+    waiting: bool,
+    /// It got one, and goes on here.
+    started: Option<u64>,
     /// `VM_SUSPEND_CPU` is in force.
     held: bool,
     /// The kernel counts it among the processors that run.
@@ -113,23 +115,40 @@ impl Shared {
         }
     }
 
-    /// INIT and start-up IPIs.
+    /// INIT and start-up IPIs. The processors are where they belong before the sender goes on.
     fn ipi(&self, mode: u32, vector: u8, cpus: &CpuSet) -> Result<(), String> {
-        let here = cpus.iter().filter(|cpu| (*cpu as usize) < self.mail.len());
+        let mut here = cpus.iter().filter(|cpu| (*cpu as usize) < self.mail.len());
         match mode {
             IPI_INIT => here.for_each(|cpu| self.init(cpu)),
-            IPI_STARTUP => here.for_each(|cpu| self.sipi(cpu, vector)),
+            IPI_STARTUP => {
+                here.try_for_each(|cpu| self.sipi(cpu, vector)).map_err(|e| format!("a start-up IPI: {e}"))?
+            }
             _ => return Err(format!("an IPI of delivery mode {mode:#x}")),
         }
         Ok(())
     }
 
     fn init(&self, cpu: u32) {
-        self.post(cpu, |o| (o.init, o.sipi) = (true, None));
+        self.post(cpu, |o| o.waiting = true);
     }
 
-    fn sipi(&self, cpu: u32, vector: u8) {
-        self.post(cpu, |o| o.sipi = Some(vector));
+    fn sipi(&self, cpu: u32, vector: u8) -> std::io::Result<()> {
+        let mail = &self.mail[cpu as usize];
+        let mut orders = mail.orders.lock().unwrap();
+        if !orders.waiting {
+            return Ok(());
+        }
+        let regs = state::start_up(vector);
+        state::set(&self.vm, cpu, &regs)?;
+        (orders.waiting, orders.started) = (false, Some(regs.rip));
+        // For a kick it stays out.
+        if orders.held && !orders.kick {
+            self.vm.resume_cpu(Some(cpu))?;
+            orders.held = false;
+        }
+        mail.attention.store(true, Ordering::Release);
+        mail.news.notify_all();
+        Ok(())
     }
 
     /// Brings a processor to its power-on state, the machine having been made or `VM_REINIT`.
@@ -148,7 +167,7 @@ impl Shared {
         state::set(vm, cpu, &state::reset()).context("the registers at reset")?;
         self.mail[cpu as usize].next_rip.store(state::reset().rip, Ordering::Relaxed);
         let mut orders = self.orders(cpu);
-        *orders = Orders { kick: orders.kick, ..Orders::default() };
+        *orders = Orders { kick: orders.kick, waiting: cpu > 0, ..Orders::default() };
         // Where start-up IPIs are no exits, the first one activates a processor.
         if cpu == 0 || self.ipi_exits {
             vm.activate_cpu(cpu).context("VM_ACTIVATE_CPU")?;
@@ -320,22 +339,12 @@ impl VmmVcpu {
         let shared = self.shared.clone();
         let mail = &shared.mail[self.index as usize];
         let mut orders = mail.orders.lock().unwrap();
-        let any = |o: &Orders| o.kick || o.init || o.sipi.is_some();
-        if wait && !any(&orders) {
+        if wait && !orders.kick && orders.started.is_none() {
             orders = mail.news.wait_timeout(orders, LOOK).unwrap().0;
         }
         mail.attention.store(false, Ordering::Release);
-        if std::mem::take(&mut orders.init) {
-            self.waiting = true;
-        }
-        if let Some(vector) = orders.sipi.take()
-            && self.waiting
-        {
-            self.waiting = false;
-            let regs = state::start_up(vector);
-            state::set(&shared.vm, self.index, &regs)?;
-            self.next = regs.rip;
-        }
+        self.waiting = orders.waiting;
+        self.next = orders.started.take().unwrap_or(self.next);
         if !self.waiting && std::mem::take(&mut orders.held) {
             shared.vm.resume_cpu(Some(self.index))?;
         }
@@ -516,8 +525,8 @@ impl VmmVcpu {
         let done = if orders.active { Ok(()) } else { self.shared.vm.activate_cpu(cpu) };
         orders.active = true;
         drop(orders);
-        self.shared.sipi(cpu, (rip >> 12) as u8);
-        self.checked(done, "VM_ACTIVATE_CPU")
+        let done = done.and_then(|()| self.shared.sipi(cpu, (rip >> 12) as u8));
+        self.checked(done, "a start-up IPI")
     }
 
     /// The machine was suspended. The first processor to hear of it tells.
@@ -638,8 +647,8 @@ impl Vcpu for VmmVcpu {
     }
 
     fn sipi(&mut self, vector: u8) {
-        if self.waiting {
-            self.shared.sipi(self.index, vector);
+        if let Err(e) = self.shared.sipi(self.index, vector) {
+            self.broken = Some(format!("a start-up IPI: {e}"));
         }
     }
 
