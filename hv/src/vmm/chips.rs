@@ -107,13 +107,20 @@ impl Chips for KernelChips {
     }
 }
 
+/// Bits of an MSI's address.
+const LOGICAL: u64 = 1 << 2;
+const REDIRECTION_HINT: u64 = 1 << 3;
+
 /// MSIs.
 pub(super) struct Messages(pub(super) Arc<Vm>);
 
 impl MsiSink for Messages {
     fn msi(&self, addr: u64, data: u32) {
+        // The kernel takes a destination for a logical one only if the redirection hint is set as well. Processors do
+        // not ask for that, and Linux, where it numbers them logically, does not set it.
+        let address = if addr & LOGICAL != 0 { addr | REDIRECTION_HINT } else { addr };
         // A device may be programmed to write anywhere.
-        if let Err(e) = self.0.lapic_msi(Msi { address: addr, data: data.into() }) {
+        if let Err(e) = self.0.lapic_msi(Msi { address, data: data.into() }) {
             tracing::debug!("an MSI of {data:#x} to {addr:#x}: {e}");
         }
     }
