@@ -31,9 +31,10 @@ fn start(name: &str, words: &[&str], settings: &[&str], seconds: u64) -> Ended {
 const LACKS: &str = "pic-irq13,exc-debug,lapic";
 /// What is beyond kernels that interpret guests: traps and faults between the elements of string instructions, rights of
 /// pages for user code, instructions that they take for undefined, CMPXCHG16B in one piece, a window of one instruction
-/// for interrupts, the end of an interrupt at once, and time.
+/// for interrupts, which comes often enough or not as the host is busy, the end of an interrupt at once, and time.
 const INTERPRETED: &str = "exc-step,page-smap,user,user-syscall,user-ac,string-fault,sse-int,xsave,smp-atomics,\
-                           pic-irq8,pic-priority,lapic-ipi,ioapic-level";
+                           pic-irq8,pic-priority,hpet-irq,uart-irq,lapic-ipi,lapic-tpr,ioapic-level,x2apic,\
+                           smp-x2apic";
 
 /// Whether the processor runs guests itself.
 fn virtualizes() -> bool {
