@@ -78,8 +78,8 @@ impl Drop for Made {
 fn refused(e: &io::Error, what: &str) -> anyhow::Error {
     let remedy = match e.raw_os_error() {
         Some(libc::ENXIO) => {
-            "the processor has no VT-x with EPT or SVM with NPT, or the host's firmware turned it off: turn it on there \
-             (dmesg says more), or use backend = \"soft\""
+            "the processor has no VT-x with EPT or SVM with NPT, or the host's firmware turned it off: turn it on \
+             there (dmesg says more), or use backend = \"soft\""
         }
         Some(libc::EPERM | libc::EACCES) => {
             "the rights are lacking: run as root, or as a user whom the nodes under /dev/vmm are open to; in a jail, \

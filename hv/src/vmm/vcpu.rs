@@ -1,11 +1,12 @@
 //! A processor of vmm(4): its run loop, and what others want of it.
 //!
-//! `VM_RUN` returns for a kick because the processor is held (`VM_SUSPEND_CPU`), which does not depend on when it comes:
-//! one that arrives while the processor is outside makes the next run return at once. Orders are left in [`Mailbox`],
-//! and holding and letting go happen under its lock, so that an order and its hold are one.
+//! `VM_RUN` returns for a kick because the processor is held (`VM_SUSPEND_CPU`), which does not depend on when it
+//! comes: one that arrives while the processor is outside makes the next run return at once. Orders are left in
+//! [`Mailbox`], and holding and letting go happen under its lock, so that an order and its hold are one.
 //!
-//! A processor that waits for a start-up IPI is held too. Its thread looks into the kernel now and then: the machine can
-//! only be suspended when all active processors are in `VM_RUN`, and one that sat outside would keep the others there.
+//! A processor that waits for a start-up IPI is held too. Its thread looks into the kernel now and then: the machine
+//! can only be suspended when all active processors are in `VM_RUN`, and one that sat outside would keep the others
+//! there.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
