@@ -96,6 +96,12 @@ impl Cpu {
         self.gpr[usize::from(n & 15)] = value;
     }
 
+    /// The TSC counts from the machine's power-on again, to the tick as every other processor's.
+    pub fn align_tsc(&mut self) {
+        self.tsc_offset = 0;
+        self.lapic.set_tsc_offset(0);
+    }
+
     #[cold]
     fn leave(&mut self, what: Intercept) -> Stop {
         if let Some(monitor) = &mut self.monitor {

@@ -200,8 +200,10 @@ impl Chips {
     pub(crate) fn reinit(&self) {
         let rtc = self.rtc_state();
         self.machine.reset(ResetKind::System);
-        self.set_rtc_state(rtc);
         self.ioapic.reset();
+        *self.pic_asserts.lock().unwrap() = [0; 16];
+        self.pic_lines.iter().for_each(|line| line.set(false));
+        self.set_rtc_state(rtc);
         self.bus.lapics().iter().for_each(|l| l.reset());
     }
 

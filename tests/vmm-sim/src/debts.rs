@@ -19,8 +19,8 @@ pub(crate) struct Debts {
     undecoded: bool,
     /// INOUT_STR: RCX counts, as wide as this many bytes.
     rep: Option<i32>,
-    /// IPI: a SIPI or an INIT, and whom it is for.
-    ipi: Option<(bool, u64)>,
+    /// IPI: whom an INIT is for.
+    init: u64,
     /// Registers that were set, by number.
     set: u64,
     /// RIP was set to where the kernel goes on anyway.
@@ -44,7 +44,7 @@ impl Debts {
             exit::INOUT => self.input = u(0) & 8 != 0,
             exit::INST_EMUL => self.undecoded = image.bytes[4] == 0,
             exit::INOUT_STR => self.rep = (u(0) & 0x20 != 0).then(|| i32::from(u(64))),
-            exit::IPI => self.ipi = Some((u(1) == 6, image.cpus)),
+            exit::IPI if u(1) == 5 => self.init = image.cpus,
             exit::DEBUG => {
                 let (start, count) = self.spell.unwrap_or((Instant::now(), 0));
                 let old = start.elapsed() > SPELL;
@@ -84,11 +84,9 @@ impl Debts {
         if self.advanced {
             return done("user space advances RIP behind an instruction, which the kernel has done");
         }
-        if let Some((startup, cpus)) = self.ipi {
-            let wrong = if startup { cpus & held } else { cpus & !held };
-            let what =
-                if startup { "were started by a SIPI and are still held" } else { "got an INIT and are not held" };
-            return (wrong != 0).then(|| format!("vCPUs {wrong:#x} {what}"));
+        let free = self.init & !held;
+        if free != 0 {
+            return Some(format!("vCPUs {free:#x} got an INIT and are not held"));
         }
         if self.spell.is_some_and(|(_, count)| count > SPINNING) {
             return done("a held vCPU spins in VM_RUN: every one is a DEBUG exit at once");

@@ -20,18 +20,24 @@ struct Regs {
     select: u8,
     table: [u64; PINS],
     asserts: [i32; PINS],
+    /// Pins that the kernel's own timers hold up.
+    kernel: u32,
 }
 
 impl Regs {
-    fn new(asserts: [i32; PINS]) -> Regs {
-        Regs { id: 0, select: 0, table: [MASKED; PINS], asserts }
+    fn new(kernel: u32) -> Regs {
+        Regs { id: 0, select: 0, table: [MASKED; PINS], asserts: [0; PINS], kernel }
+    }
+
+    fn high(&self, n: usize) -> bool {
+        self.asserts[n] > 0 || self.kernel >> n & 1 != 0
     }
 
     /// What pin `n` has to say; `edge` if it has just risen.
     fn message(&mut self, n: usize, edge: bool) -> Option<Message> {
         let e = self.table[n];
         let level = e & LEVEL != 0;
-        let due = if level { self.asserts[n] > 0 && e & REMOTE_IRR == 0 } else { edge };
+        let due = if level { self.high(n) && e & REMOTE_IRR == 0 } else { edge };
         if e & MASKED != 0 || !due {
             return None;
         }
@@ -55,7 +61,7 @@ pub(crate) struct Ioapic {
 
 impl Ioapic {
     pub(crate) fn new(machine: &Arc<Machine>, bus: &Arc<ApicBus>) -> Arc<Ioapic> {
-        let chip = Arc::new(Ioapic { regs: Mutex::new(Regs::new([0; PINS])), bus: bus.clone() });
+        let chip = Arc::new(Ioapic { regs: Mutex::new(Regs::new(0)), bus: bus.clone() });
         let backing = Backing::Io(chip.clone(), 0, Widths::DWORD);
         let id = machine.space.add_memory(BASE, 0x1000, 2, Rights::ReadWrite, backing);
         machine.space.enable(id, BASE, true);
@@ -65,9 +71,11 @@ impl Ioapic {
     /// Counts an assert or a deassert. Returns the count after it.
     pub(crate) fn count(&self, pin: usize, assert: bool) -> i32 {
         let mut r = self.regs.lock().unwrap();
+        let was = r.high(pin);
         r.asserts[pin] += if assert { 1 } else { -1 };
         let count = r.asserts[pin];
-        let message = r.message(pin, assert && count == 1);
+        let edge = !was && r.high(pin);
+        let message = r.message(pin, edge);
         drop(r);
         self.send(message);
         count
@@ -86,10 +94,10 @@ impl Ioapic {
         }
     }
 
-    /// VM_REINIT: what user space asserts stays asserted.
+    /// VM_REINIT: what user space asserted is forgotten.
     pub(crate) fn reset(&self) {
         let mut r = self.regs.lock().unwrap();
-        *r = Regs::new(r.asserts);
+        *r = Regs::new(r.kernel);
     }
 
     /// Pins that are asserted.
@@ -108,7 +116,14 @@ impl Ioapic {
 /// The kernel's own timers drive pins by level.
 impl IrqSink for Ioapic {
     fn set_irq(&self, line: u32, level: bool) {
-        self.count(line as usize % PINS, level);
+        let n = line as usize % PINS;
+        let mut r = self.regs.lock().unwrap();
+        let was = r.high(n);
+        r.kernel = r.kernel & !(1 << n) | u32::from(level) << n;
+        let edge = !was && r.high(n);
+        let message = r.message(n, edge);
+        drop(r);
+        self.send(message);
     }
 }
 

@@ -135,9 +135,6 @@ impl Sim {
     /// The arena of the machine in user space: what is written to it, guests' decoded code is checked against. Without
     /// it no code is cached, which is slow.
     pub fn coherent(&self, arena: &Arc<Ram>) {
-        for page in 0..arena.blocks().iter().map(|b| (b.start.0 + b.len) / emu::PAGE_SIZE).max().unwrap_or(0) {
-            arena.code_lines(page).store(u64::MAX, Ordering::Release);
-        }
         *self.arena.lock().unwrap() = Some(arena.clone());
         for vm in self.vms.lock().unwrap().values() {
             *vm.arena.lock().unwrap() = Some(arena.clone());

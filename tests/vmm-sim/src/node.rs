@@ -178,6 +178,7 @@ fn map_in(vm: &Vm, file: &Arc<OwnedFd>, offset: u64, at: *mut u8, len: usize) ->
     map_file(file, offset, at, len)?;
     if let Some(ram) = vm.memory.lock().unwrap().arena(file, offset) {
         vm.user_maps.lock().unwrap().insert(at as usize, (len, ram));
+        vm.watch(at as usize, len);
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::exit;
 use crate::ioapic::PINS;
 use crate::regs::{self, Paging};
 use crate::version::Version;
-use crate::vm::{State, Vm};
+use crate::vm::{State, Vm, load};
 use crate::walk::{Want, translate};
 use crate::wire::{Bytes, Res};
 
@@ -324,7 +324,7 @@ impl Vm {
             if !regs::set(&mut r, id, value) {
                 return Err(libc::EINVAL);
             }
-            core.cpu.set_regs(&r);
+            load(&mut core.cpu, &r);
             Ok(())
         })
     }
@@ -346,7 +346,7 @@ impl Vm {
                     if !regs::set_descriptor(&mut r, id, base, limit, access) {
                         return Err(libc::EINVAL);
                     }
-                    core.cpu.set_regs(&r);
+                    load(&mut core.cpu, &r);
                     Ok(())
                 })
             }

@@ -1,6 +1,6 @@
 //! VM_RUN.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cpu::Intercept;
 
@@ -8,7 +8,7 @@ use crate::exit::{self, Image};
 use crate::regs::Paging;
 use crate::version::Version;
 use crate::vie;
-use crate::vm::{Core, Ipi, State, Vm};
+use crate::vm::{Core, Ipi, State, VcpuState, Vm, load};
 use crate::walk::{Want, translate};
 use crate::wire::Res;
 
@@ -102,6 +102,14 @@ impl Vm {
         let (held, starts_at, capabilities) = {
             let mut w = self.world();
             let held = w.held;
+            let late = |v: &VcpuState| v.starts_at.is_some_and(|(_, since)| since.elapsed() > self.rules.patience());
+            let late = (0..w.vcpus.len()).find(|v| held >> v & 1 != 0 && late(&w.vcpus[*v]));
+            if let Some(late) = late {
+                drop(w);
+                self.rules.broken(&format!("vCPU {late} was started by a SIPI and is still held"));
+                w = self.world();
+                w.vcpus[late].starts_at = None;
+            }
             let v = &mut w.vcpus[n];
             (held, v.starts_at.take_if(|_| held >> n & 1 == 0), v.capabilities)
         };
@@ -111,13 +119,13 @@ impl Vm {
         if core.debts.is_new() && held >> n & 1 == 0 {
             self.check_start(n, core, capabilities);
         }
-        if let Some(page) = starts_at {
+        if let Some((page, _)) = starts_at {
             self.check_sipi(n, core, page);
         }
         core.cpu.set_rip(core.next);
         if let Some(fault) = core.pending.take() {
             let regs = cpu::Regs { exception: Some(fault), halted: false, ..core.cpu.regs() };
-            core.cpu.set_regs(&regs);
+            load(&mut core.cpu, &regs);
         }
         let spurious = self.rules.bogus() && self.dice().is_multiple_of(BOGUS_IN);
         let image = self.enter(n, core, &signals, spurious);
@@ -243,7 +251,7 @@ impl Vm {
         let waiting: Vec<usize> = dests.into_iter().filter(|v| w.vcpus[*v].waits_for_sipi).collect();
         for v in &waiting {
             w.vcpus[*v].waits_for_sipi = false;
-            w.vcpus[*v].starts_at = Some(ipi.vector);
+            w.vcpus[*v].starts_at = Some((ipi.vector, Instant::now()));
         }
         drop(w);
         let first = *waiting.first()?;

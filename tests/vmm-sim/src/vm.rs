@@ -40,8 +40,8 @@ pub(crate) struct VcpuState {
     pub(crate) waits_for_sipi: bool,
     /// It has run.
     pub(crate) ran: bool,
-    /// The page at which a SIPI has it start.
-    pub(crate) starts_at: Option<u8>,
+    /// The page at which a SIPI has it start, and when that came.
+    pub(crate) starts_at: Option<(u8, Instant)>,
 }
 
 /// What the VM's requests share.
@@ -106,6 +106,12 @@ pub(crate) struct Vm {
     /// The arena of the user space, whose writes the code cache must hear of.
     pub(crate) arena: Mutex<Option<Arc<Ram>>>,
     pub(crate) seed: AtomicU64,
+}
+
+/// Sets registers. The TSC is no part of them: the host's processors agree on it.
+pub(crate) fn load(cpu: &mut Cpu, regs: &cpu::Regs) {
+    cpu.set_regs(regs);
+    cpu.align_tsc();
 }
 
 /// What goes to user space although the processor has an answer.
@@ -195,7 +201,7 @@ impl Vm {
         cpu.monitored(leaves);
         // vCPUs start where user space says, not at a SIPI.
         let regs = cpu::Regs { wait_sipi: false, ..cpu.regs() };
-        cpu.set_regs(&regs);
+        load(&mut cpu, &regs);
         let next = cpu.rip();
         Core { cpu, next, pending: None, runs: 0, debts: Debts::default() }
     }
@@ -302,6 +308,20 @@ impl Vm {
         exit
     }
 
+    /// Has the user space's arena tell of all that is written to a mapping.
+    pub(crate) fn watch(&self, at: usize, len: usize) {
+        let arena = self.arena.lock().unwrap();
+        let Some(arena) = arena.as_ref() else { return };
+        let base = arena.host(RamAddr(0)) as usize;
+        let used = arena.blocks().iter().map(|b| b.start.0 + b.len).max().unwrap_or(0) as usize;
+        if at < base || at + len > base + used {
+            return;
+        }
+        for page in (at - base) as u64 / emu::PAGE_SIZE..(at - base + len) as u64 / emu::PAGE_SIZE {
+            arena.code_lines(page).store(u64::MAX, Ordering::Release);
+        }
+    }
+
     /// Tells the code cache what user space has written. Without the user space's arena there is none.
     fn coherent(&self) -> bool {
         let arena = self.arena.lock().unwrap();
@@ -370,7 +390,7 @@ impl Vm {
             lapic.set_apic_base(lapic.apic_base() | 1 << 10);
         }
         let mut new = self.core(lapic, on);
-        new.cpu.set_regs(&regs);
+        load(&mut new.cpu, &regs);
         *slot = Some(Core { next: old.next, pending: old.pending, runs: old.runs, ..new });
     }
 
