@@ -10,6 +10,7 @@ mod io;
 mod long;
 mod memory;
 mod models;
+mod monitor;
 mod paging;
 mod segments;
 mod task;
