@@ -127,8 +127,17 @@ impl Run {
     /// # Panics
     /// When it does not start.
     pub fn start<S: AsRef<std::ffi::OsStr>>(args: &[S], seconds: u64) -> Run {
-        let mut child = Command::new(program())
-            .args(args)
+        let mut command = Command::new(program());
+        command.args(args);
+        Run::of(command, seconds)
+    }
+
+    /// Starts a program; as [`Run::start`].
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn of(mut command: Command, seconds: u64) -> Run {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
