@@ -201,7 +201,7 @@ const BREAKS: &[Break] = &[
         bend: |node, code, b| {
             if *code == 0x8010_7614 && get(b, 4) == 0 {
                 // Behind `in al,dx`.
-                send(node, *code, &[0, 20, ENTRY as u32 + 5, 0]);
+                send(node, *code, &[0, 20, ENTRY as u32 + 6, 0]);
             }
             false
         },
