@@ -43,7 +43,7 @@ fn run(kernel: &str, scratch: &Scratch, words: &[String], seconds: u64) -> Optio
 
 fn settings(name: &str, list: &[&str]) -> Vec<String> {
     let name = format!("name={name}");
-    let all = ["backend=auto", "serial.0.backend=stdio", name.as_str()].into_iter().chain(list.iter().copied());
+    let all = ["backend=vmm", "serial.0.backend=stdio", name.as_str()].into_iter().chain(list.iter().copied());
     all.flat_map(|s| ["-o".to_owned(), s.to_owned()]).collect()
 }
 

@@ -74,7 +74,7 @@ fn report(sim: &Sim) -> String {
 
 fn main() -> ExitCode {
     let sim = kernel();
-    let vmm = Vmm::over(sim.clone(), "vmm-sim");
+    let vmm = Vmm::over(sim.clone(), "vmm");
     // Opened before the program confines itself.
     let file = std::env::var_os("BHYVE_RS_SIM_REPORT").map(|path| std::fs::File::create(path).expect("a report"));
     let over = Over { sim: sim.clone(), vmm };
