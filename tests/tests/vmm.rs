@@ -4,9 +4,10 @@
 //! The simulator ends the program when a rule of vmm(4) is broken, so that all of these also say that none was.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 
-use machine_tests::{Ended, Run, Scratch, guest, program};
+use machine_tests::{Ended, Run, Scratch, guest, program, skip};
 
 /// What ran, and what the simulator counted.
 struct Ran {
@@ -24,7 +25,7 @@ impl Ran {
 fn run(kernel: &str, scratch: &Scratch, words: &[String], seconds: u64) -> Option<Ran> {
     let sim = program().with_file_name("bhyve-rs-sim");
     if !sim.exists() {
-        machine_tests::skip("bhyve-rs-sim");
+        skip("bhyve-rs-sim");
         return None;
     }
     let report = scratch.path("report");
@@ -129,6 +130,40 @@ fn freebsd_15_boots_a_disk_by_the_built_in_bios() {
     grub("15", "ide", 1);
 }
 
+/// OpenBSD 5.1's install floppy, if somebody has it: a file system on an IDE disk, filled and read, and `halt -p`, which
+/// goes through the BIOS's 32-bit APM.
+fn openbsd(kernel: &str, more: &[&str]) {
+    const NAME: &str = "openbsd51-i386-install-floppy.img";
+    let floppy = std::env::var_os("BHYVE_RS_GUESTS").map(|dir| Path::new(&dir).join(NAME)).filter(|path| path.exists());
+    let Some(floppy) = floppy else { return skip(NAME) };
+    let scratch = Scratch::new(&format!("sim-openbsd-{kernel}"));
+    let (copy, disk) = (scratch.path("floppy.img"), scratch.path("disk.img"));
+    std::fs::copy(floppy, &copy).expect("a copy");
+    std::fs::File::create(&disk).and_then(|f| f.set_len(32 << 20)).expect("an image");
+    let work =
+        "newfs -q wd0c && mount /dev/wd0c /mnt && dd if=/dev/rfd0c of=/mnt/f bs=18k; umount /mnt; fsck -f /dev/rwd0c";
+    let mut script = String::from("[[step]]\nshown = 'boot>'\nkeys = 'set tty com0<enter>'\n");
+    for (seen, send) in [("boot>", "boot\r"), ("(S)hell? ", "S\n"), ("# ", work), ("# ", "dmesg; halt -p\n")] {
+        let send = if send == work { format!("{work}\n") } else { send.to_owned() };
+        script += &format!("[[step]]\nseen = {seen:?}\nafter = 0.5\nsend = {send:?}\n");
+    }
+    let (floppy, disk) = (format!("floppy.0.path={copy}"), format!("disk.0.path={disk}"));
+    let list = ["memory=64M", "acpi.enabled=false", "boot.order=floppy", &floppy, &disk];
+    let mut words = settings("sim-openbsd", &[&list, more].concat());
+    words.extend(["--script".to_owned(), scratch.write("keys.toml", &script)]);
+    let Some(ran) = run(kernel, &scratch, &words, 900) else { return };
+    let console = &ran.ended.console;
+    for there in
+        ["wd0 at pciide0 channel 0 drive 0", "fd0 at fdc0 drive 0: 1.44MB 80 cyl, 2 head, 18 sec", "80+0 records out"]
+    {
+        assert!(console.contains(there), "{there}: {console}");
+    }
+    for complaint in ["timeout", "lost interrupt", "DMA error", "hard error", "UNEXPECTED", "INCONSISTEN"] {
+        assert!(!console.contains(complaint), "{complaint}: {console}");
+    }
+    assert_eq!(ran.ended.status, 1, "it powers off through APM: {console}{}", ran.ended.stderr);
+}
+
 #[test]
 fn a_host_that_cannot_is_told_apart_and_what_to_do_is_said() {
     let Some(image) = guest("linux-amd64/vmlinuz") else { return };
@@ -172,4 +207,7 @@ rows! {
     v13_grub_ahci: grub("13", "ahci", 4);
     v14_grub_ide: grub("14", "ide", 4);
     v15_grub_virtio: grub("15", "virtio-blk", 1);
+    v13_openbsd: openbsd("13", &[]);
+    v14_openbsd: openbsd("14", &["board=440bx"]);
+    v15_openbsd: openbsd("15", &[]);
 }
