@@ -4,7 +4,6 @@
 
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::BorrowedFd;
 
 /// How a node is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +65,12 @@ pub trait Node: Send + Sync {
     /// The `len` bytes from `at` must be a mapping of the caller's that nothing refers to by Rust references.
     unsafe fn map(&self, at: *mut u8, len: usize, offset: u64) -> io::Result<()>;
 
-    /// The descriptor, for `cap_rights_limit(2)`; a kernel of a test's own has none.
-    fn fd(&self) -> Option<BorrowedFd<'_>>;
+    /// Leaves the descriptor nothing but these requests and mappings: `cap_rights_limit(2)`, `cap_ioctls_limit(2)`.
+    ///
+    /// # Errors
+    /// As those; a kernel without capsicum(4) is none.
+    fn limit(&self, requests: &[u32]) -> io::Result<()> {
+        let _ = requests;
+        Ok(())
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{null, null_mut};
 
 use crate::kernel::{Access, Kernel, Node};
@@ -101,7 +101,20 @@ impl Node for Descriptor {
         if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.0.as_fd())
+    fn limit(&self, requests: &[u32]) -> io::Result<()> {
+        let fd = self.0.as_raw_fd();
+        let requests: Vec<libc::c_ulong> = requests.iter().map(|&code| code.into()).collect();
+        // SAFETY: a set of rights is numbers alone; the list of those to put in ends with 0; the descriptor is open.
+        let done = unsafe {
+            let mut rights: libc::cap_rights_t = std::mem::zeroed();
+            let mapped = libc::CAP_MMAP_RW;
+            libc::__cap_rights_init(libc::CAP_RIGHTS_VERSION, &raw mut rights, mapped, libc::CAP_IOCTL, 0u64);
+            check(libc::cap_rights_limit(fd, &raw const rights))
+                .and_then(|_| check(libc::cap_ioctls_limit(fd, requests.as_ptr(), requests.len())))
+        };
+        match done {
+            Err(e) if e.raw_os_error() != Some(libc::ENOSYS) => Err(e),
+            _ => Ok(()),
+        }
     }
 }

@@ -80,6 +80,14 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// Leaves its node the requests of its ABI, for capability mode.
+    ///
+    /// # Errors
+    /// As `cap_rights_limit(2)`.
+    pub fn limit(&self) -> io::Result<()> {
+        self.node.limit(&self.abi.requests().map(|(_, code)| code).collect::<Vec<_>>())
+    }
+
     pub(crate) fn open(kernel: Arc<dyn Kernel>, name: &Name, control: Option<Arc<dyn Node>>) -> io::Result<Vm> {
         let node = kernel.open(&format!("/dev/vmm/{}", name.as_str()), Access::ReadWrite)?;
         let abi = detect(&*node)?.abi();

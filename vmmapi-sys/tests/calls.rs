@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
 use vmmapi_sys::common::vm_memmap;
@@ -129,10 +128,6 @@ impl Node for File {
     unsafe fn map(&self, _at: *mut u8, _len: usize, offset: u64) -> io::Result<()> {
         self.script.lock().unwrap().calls.push((self.path.clone(), 0, offset.to_le_bytes().into()));
         Ok(())
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        None
     }
 }
 

@@ -130,6 +130,7 @@ impl Hypervisor for Vmm {
         if there {
             take_over(&vm).with_context(|| what.clone())?;
         }
+        vm.limit().context("the rights of the machine's node")?;
         let intel = vmm.sysctl("vmx.initialized").is_some_and(|on| on != 0);
         tracing::debug!("vmm(4) of kernel {}, ABI of {:?}", vmm.osreldate(), vm.abi().version);
         if vm.abi().version == Version::V15 && vmm.osreldate() >= 1_700_000 {

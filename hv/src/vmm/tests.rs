@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::c_void;
-use std::os::fd::BorrowedFd;
 
 use emu::{AddressSpace, Backing, Clock, Ram, Rights, Widths};
 use vmmapi_sys::{Access, Node, Reg};
@@ -80,8 +79,12 @@ struct PlayedNode(Arc<Script>);
 impl Node for PlayedNode {
     unsafe fn ioctl(&self, request: u32, arg: *mut c_void) -> io::Result<()> {
         let (number, len) = (request as u8, (request >> 16 & 0x1fff) as usize);
-        // SAFETY: the request tells the argument's size.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(arg.cast::<u8>(), if arg.is_null() { 0 } else { len }) };
+        let bytes: &mut [u8] = match len {
+            // There is no argument.
+            0 => &mut [],
+            // SAFETY: the request tells the argument's size.
+            _ => unsafe { std::slice::from_raw_parts_mut(arg.cast(), len) },
+        };
         let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
         let int = |at: usize| i32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         self.0.log.lock().unwrap().push((number, bytes.to_vec()));
@@ -138,10 +141,6 @@ impl Node for PlayedNode {
 
     unsafe fn map(&self, _: *mut u8, _: usize, _: u64) -> io::Result<()> {
         Ok(())
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        None
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -80,10 +79,6 @@ impl Node for BentNode {
     unsafe fn map(&self, at: *mut u8, len: usize, offset: u64) -> io::Result<()> {
         // SAFETY: the caller's.
         unsafe { self.node.map(at, len, offset) }
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.node.fd()
     }
 }
 

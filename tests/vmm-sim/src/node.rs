@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use vmmapi_sys::{Access, Node};
@@ -104,10 +104,6 @@ impl Node for Control {
     unsafe fn map(&self, _: *mut u8, _: usize, _: u64) -> io::Result<()> {
         Err(errno(libc::ENODEV))
     }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
 }
 
 impl Drop for Control {
@@ -141,10 +137,6 @@ impl Node for VmNode {
         let (file, start) = self.0.memory.lock().unwrap().host_view(offset, len as u64).map_err(errno)?;
         map_in(&self.0, &file, start, at, len)
     }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
 }
 
 /// `/dev/vmm.io/NAME.SEGMENT`.
@@ -166,10 +158,6 @@ impl Node for Segment {
             return Err(errno(libc::EINVAL));
         }
         map_in(&self.vm, &self.file, offset, at, len)
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        None
     }
 }
 
