@@ -451,6 +451,88 @@ mod tests {
         }
     }
 
+    /// A word of a sequence that looks random.
+    fn dice(seed: &mut u64) -> u64 {
+        *seed ^= *seed << 13;
+        *seed ^= *seed >> 7;
+        *seed ^= *seed << 17;
+        seed.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// The same instruction by the software CPU, from the same registers and memory.
+    fn software(rig: &Rig, fill: &[u8]) -> Option<(Regs, Vec<u8>)> {
+        let other = Rig::new(CodeSize::Bits32);
+        other.ram.write(RamAddr(0), fill);
+        let Executor { mut cpu } = other.executor;
+        let c = &rig.context;
+        let mut regs = cpu.regs();
+        (regs.gpr, regs.rip, regs.rflags) = (c.gpr, c.rip, c.rflags);
+        (regs.cr0, regs.cr3, regs.cr4, regs.msrs.efer) = (c.cr0, c.cr3, c.cr4, c.efer);
+        [regs.es, regs.cs, regs.ss, regs.ds, regs.fs, regs.gs] = c.seg;
+        cpu.set_regs(&regs);
+        let timers = Timers::new(Clock::manual());
+        let end = cpu.icount() + 1;
+        cpu.run_plain(end, &timers);
+        let regs = cpu.regs();
+        let mut memory = vec![0; fill.len()];
+        other.ram.read(RamAddr(0), &mut memory);
+        (cpu.icount() == end).then_some((regs, memory))
+    }
+
+    /// Random instructions with random operands in memory: what the executor says it has done, the software CPU does.
+    #[test]
+    fn what_is_executed_is_what_the_software_cpu_does() {
+        const PREFIXES: [u8; 10] = [0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x26, 0x36, 0x64, 0x48, 0x4d];
+        const TABLE: u64 = 0x1_0000;
+        let (mut seed, mut done, mut forms) = (0x1234_5678_9abc_def1, 0, std::collections::BTreeSet::new());
+        let noise: Vec<u8> = (0..TABLE + 0x2000).map(|_| dice(&mut seed) as u8).collect();
+        for n in 0..20_000 {
+            let size = [CodeSize::Bits16, CodeSize::Bits32, CodeSize::Bits64][n % 3];
+            let mut bytes = Vec::new();
+            for _ in 0..dice(&mut seed) % 3 {
+                bytes.push(PREFIXES[dice(&mut seed) as usize % PREFIXES.len()]);
+            }
+            if dice(&mut seed) % 3 == 0 {
+                bytes.push(0x0f);
+            }
+            let opcode_at = bytes.len();
+            while bytes.len() < 15 {
+                bytes.push(dice(&mut seed) as u8);
+            }
+            // Displacements that stay in memory.
+            bytes[opcode_at + 4..].iter_mut().for_each(|b| *b &= 0x0f);
+            let Some(decoded) = Executor::decode(&bytes, size) else { continue };
+            let mut rig = Rig::new(size);
+            let mut fill = noise.clone();
+            fill[0x1000..0x100f].copy_from_slice(&bytes);
+            rig.context.gpr = std::array::from_fn(|_| dice(&mut seed) & 0x7fff);
+            rig.context.gpr[1] &= 3;
+            rig.context.rflags = 2 | dice(&mut seed) & 0x8d5;
+            if size == CodeSize::Bits64 {
+                // One table each, used before: 1 GiB as it is.
+                for (at, entry) in [(TABLE, (TABLE + 0x1000) | 0x27), (TABLE + 0x1000, 0xe7)] {
+                    fill[at as usize..][..8].copy_from_slice(&u64::to_le_bytes(entry));
+                }
+                (rig.context.cr0, rig.context.cr3, rig.context.cr4) = (0x8000_0001, TABLE, 0x20);
+            }
+            rig.ram.write(RamAddr(0), &fill);
+            let Some((regs, memory)) = software(&rig, &fill) else { continue };
+            if rig.run(&bytes) != Done::Yes {
+                continue;
+            }
+            let (c, said) = (&rig.context, format!("{size:?} {bytes:02x?}"));
+            assert_eq!((c.gpr, c.rip), (regs.gpr, regs.rip), "{said}");
+            // What is undefined after an instruction is left as it was by both.
+            assert_eq!(c.rflags, regs.rflags, "{said}");
+            let mut now = vec![0; memory.len()];
+            rig.ram.read(RamAddr(0), &mut now);
+            assert!(now == memory, "{said}: memory");
+            done += 1;
+            forms.insert((size as u8, bytes[opcode_at], decoded.transfer.is_some()));
+        }
+        assert!(done > 2_000 && forms.len() > 200, "{done} instructions of {} forms", forms.len());
+    }
+
     #[test]
     fn a_64_bit_move_reads_and_writes_whole_registers() {
         let mut rig = Rig::new(CodeSize::Bits64);
