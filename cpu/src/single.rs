@@ -492,7 +492,7 @@ mod tests {
             for _ in 0..dice(&mut seed) % 3 {
                 bytes.push(PREFIXES[dice(&mut seed) as usize % PREFIXES.len()]);
             }
-            if dice(&mut seed) % 3 == 0 {
+            if dice(&mut seed).is_multiple_of(3) {
                 bytes.push(0x0f);
             }
             let opcode_at = bytes.len();
