@@ -159,8 +159,9 @@ fn each_kind_of_console_carries_both_ways() {
     let machine = Run::start(&["-c", &toml, "--run-dir", &dir.path("run")], 60);
     let mut console = until("a pty", || std::fs::File::options().read(true).write(true).open(dir.path("tty")).ok());
     read_until(&mut console, READY);
-    console.write_all(b"by pty\n\x04").expect("typed");
+    console.write_all(b"by pty\n").expect("typed");
     read_until(&mut console, "by pty");
+    console.write_all(b"\x04").expect("typed");
     assert_eq!(machine.wait().status, 1);
 
     let toml = file(&dir, "file", "poweroff", &format!("backend = 'file'\npath = '{}'", dir.path("log")));
