@@ -288,6 +288,18 @@ fn facts(spec: &Spec, node: &Node, backend: &str, consoles: &config::Consoles) -
     facts.as_object().cloned().unwrap_or_default()
 }
 
+/// Starts the process that opens for this one, when it is confined, what the configuration and `--save` allow.
+fn start_broker(node: &Node, save: Option<&Path>) -> Result<()> {
+    broker::start().context("the process that opens files for the machine's")?;
+    for dir in config::media_directories(node) {
+        broker::allow_media(&dir).with_context(|| format!("sandbox.media: {}", dir.display()))?;
+    }
+    for path in save.into_iter().flat_map(|path| [path.to_owned(), state::beside(path)]) {
+        broker::allow_output(&path).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
 /// Runs a machine to its end, or to where `--until` stops it, with a control socket if there is a directory for it.
 fn start(
     spec: &Spec,
@@ -304,13 +316,7 @@ fn start(
     // A confined process does not know where it is.
     let save = options.save.as_ref().map(std::path::absolute).transpose().context("--save")?;
     if !options.no_sandbox {
-        broker::start().context("the process that opens files for the machine's")?;
-        config::media_directories(node).iter().try_for_each(|dir| {
-            broker::allow_media(dir).with_context(|| format!("sandbox.media: {}", dir.display()))
-        })?;
-        for path in save.iter().flat_map(|path| [path.clone(), state::beside(path)]) {
-            broker::allow_output(&path).with_context(|| path.display().to_string())?;
-        }
+        start_broker(node, save.as_deref())?;
     }
     let orders = vm::orders();
     let handle = orders.0.clone();
