@@ -16,8 +16,9 @@
 #include <sys/mman.h>
 #include <x86intrin.h>
 
-enum { OUT, IN, MMIO_READ, MMIO_WRITE, KINDS, SAMPLES = 1 << 20 };
-static const char *const names[KINDS] = {"out", "in", "mmio-read", "mmio-write"};
+enum { OUT, IN, CONFIG_READ, CONFIG_WRITE, COUNTER_READ, COMPARATOR_WRITE, KINDS, SAMPLES = 1 << 20 };
+static const char *const names[KINDS] = {"out", "in", "config-read", "config-write", "counter-read",
+                                         "comparator-write"};
 static uint32_t samples[KINDS][SAMPLES];
 static unsigned counts[KINDS];
 
@@ -66,7 +67,8 @@ int ioctl(int fd, unsigned long request, ...) {
     if (run->exit_reason == KVM_EXIT_IO)
       kind = run->io.direction == KVM_EXIT_IO_OUT ? OUT : IN;
     else if (run->exit_reason == KVM_EXIT_MMIO)
-      kind = run->mmio.is_write ? MMIO_WRITE : MMIO_READ;
+      /* The HPET's configuration is below its counter and comparators. */
+      kind = ((run->mmio.phys_addr & 0x3ff) < 0xf0 ? CONFIG_READ : COUNTER_READ) + (run->mmio.is_write != 0);
   }
   back = __rdtsc();
   return done;

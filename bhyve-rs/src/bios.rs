@@ -24,6 +24,7 @@ use lpc::Medium;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::firmware;
 use crate::plan::Plugged;
 use crate::watch::BIOS;
 
@@ -40,6 +41,9 @@ const IRQ_NS: u64 = 5_000_000;
 
 /// The ROM's other place, where processors start.
 const TOP: u64 = 0xffff_0000;
+
+/// Where option ROMs go.
+const OPTION_ROMS: std::ops::Range<u64> = 0xc_8000..Rom::BASE;
 
 /// Registers that go through the latch.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -224,6 +228,13 @@ impl Services {
         // Below the chipset's shadow, which is RAM.
         for (base, priority) in [(Rom::BASE, -1), (TOP, 0)] {
             let id = space.add_memory(base, block.len, priority, Rights::Read, Backing::Ram(block.start));
+            space.enable(id, base, true);
+        }
+        if !firmware::shadows(machine) {
+            // What a chipset lays out for option ROMs.
+            let (base, len) = (OPTION_ROMS.start, OPTION_ROMS.end - OPTION_ROMS.start);
+            let block = space.ram().alloc("option ROMs", len).context("no memory for option ROMs")?;
+            let id = space.add_memory(base, len, -1, Rights::ReadWrite, Backing::Ram(block.start));
             space.enable(id, base, true);
         }
         let mut handle = None;

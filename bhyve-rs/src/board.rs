@@ -78,21 +78,33 @@ pub static I440BX: Kind = Kind {
     ..I440FX
 };
 
-/// bhyve's own: host bridge, LPC bridge at device 31.
-pub static BHYVE: Kind = Kind {
-    name: "bhyve",
-    chipset: Chipset::Bhyve,
-    isa_bridge: 31,
-    pirqs: &[0x60, 0x61, 0x62, 0x63, 0x68, 0x69, 0x6a, 0x6b],
-    pirq_of: lpc_bhyve::pirq_of,
-    ide: None,
-    hpet: true,
-    fw_cfg: false,
-    first_slot: 3,
+/// bhyve's own: host bridge and LPC bridge, for each place that the latter can have.
+static BHYVE: [Kind; 32] = {
+    let mut all = [const { bhyve(0) }; 32];
+    let mut slot = 0;
+    while slot < 32 {
+        all[slot as usize] = bhyve(slot);
+        slot += 1;
+    }
+    all
 };
 
+const fn bhyve(lpc: u8) -> Kind {
+    Kind {
+        name: "bhyve",
+        chipset: Chipset::Bhyve,
+        isa_bridge: lpc,
+        pirqs: &[0x60, 0x61, 0x62, 0x63, 0x68, 0x69, 0x6a, 0x6b],
+        pirq_of: lpc_bhyve::pirq_of,
+        ide: None,
+        hpet: true,
+        fw_cfg: false,
+        first_slot: 3,
+    }
+}
+
 /// All boards.
-pub static ALL: [&Kind; 3] = [&I440FX, &I440BX, &BHYVE];
+pub static ALL: [&Kind; 3] = [&I440FX, &I440BX, &BHYVE[31]];
 
 /// Bit of CPUID.1:EDX.
 const HTT: u32 = 1 << 28;
@@ -139,6 +151,8 @@ pub struct Board {
     pub pm: Arc<DeviceCell>,
     /// Who types at the keyboard.
     pub typist: Arc<Typist>,
+    /// The controller of keyboard and mouse.
+    pub i8042: Arc<DeviceCell>,
     /// What ISA devices ask for their transfers.
     pub dma: Arc<I8237>,
 }
@@ -170,7 +184,10 @@ impl IrqSink for IsaWires {
 /// The board that a configuration asks for.
 pub fn kind(node: &Node) -> &'static Kind {
     let name = node.maybe("board");
-    ALL.into_iter().find(|kind| Some(kind.name) == name).unwrap_or(&I440FX)
+    match ALL.into_iter().find(|kind| Some(kind.name) == name).unwrap_or(&I440FX) {
+        kind if kind.chipset == Chipset::Bhyve => &BHYVE[node.child("lpc").int("slot") as usize],
+        kind => kind,
+    }
 }
 
 /// Whether there is room for a key in the BIOS's buffer, while INT 09h leads to the BIOS. Other systems' drivers have
@@ -248,7 +265,7 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     let dma = I8237::new(machine);
     let (typist, keys) = Typist::start(machine, key_room(machine.space.ram().clone(), ram));
     let backends = Backends { keys: Some(keys), ..Backends::default() };
-    machine.plug_with("i8042", None, backends, |s| Ok(I8042::create(s))).map_err(|e| anyhow!(e))?;
+    let i8042 = machine.plug_with("i8042", None, backends, |s| Ok(I8042::create(s))).map_err(|e| anyhow!(e))?;
     let (start, cmos) = (parts.rtc_start, cmos(parts));
     if let Some(chips) = &chips {
         chips.start_rtc(start, &cmos)?;
@@ -263,7 +280,7 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     // What firmware says there is part of the log, for whoever asks for it.
     let log = Box::new(|line: &str| tracing::debug!(target: "firmware", "{line}"));
     part("debug-ports", None, Box::new(|s| Ok(DebugPorts::create(s, log))))?;
-    Ok(Board { pm, typist, dma })
+    Ok(Board { pm, typist, i8042, dma })
 }
 
 /// The interrupt chips of a back end that has none: where ISA interrupts and the I/O APIC's pins lead.
@@ -405,6 +422,7 @@ pub fn platform(
             version: 0x11,
             pins: chips.map_or(IOAPIC_PINS, Chips::ioapic_pins),
         }),
+        mptable: true,
         pic: true,
         overrides: vec![IsaOverride { irq: 0, gsi: 2, polarity: Polarity::Bus, trigger: Trigger::Bus }, level(9)],
         pci: Pci {
@@ -435,6 +453,49 @@ pub fn platform(
         keyboard: true,
         mouse: true,
         floppy: false,
+    }
+}
+
+/// SMBIOS strings that a configuration gives in place of the board's, by their keys.
+pub type Strings = Vec<(String, String)>;
+
+/// Those of a configuration.
+pub fn strings(node: &Node) -> Strings {
+    let sections = ["bios", "system", "board", "chassis"].map(|name| node.child("smbios").child(name));
+    let given = |section: &Node| -> Strings {
+        section.settings().map(|(name, text)| (format!("{}.{name}", section.key()), text.to_string())).collect()
+    };
+    sections.into_iter().flat_map(given).collect()
+}
+
+/// Puts given strings in the place of the board's.
+pub fn rename(identity: &mut Identity, strings: &Strings) {
+    for (key, text) in strings {
+        let Identity { board, chassis, .. } = identity;
+        let place = match key.strip_prefix("smbios.").unwrap_or(key) {
+            "bios.vendor" => &mut identity.bios_vendor,
+            "bios.version" => &mut identity.bios_version,
+            "bios.release_date" => &mut identity.bios_date,
+            "system.manufacturer" => &mut identity.manufacturer,
+            "system.product_name" => &mut identity.product,
+            "system.version" => &mut identity.version,
+            "system.serial_number" => &mut identity.serial,
+            "system.sku" => &mut identity.sku,
+            "system.family_name" => &mut identity.family,
+            "board.manufacturer" => &mut board.get_or_insert_default().manufacturer,
+            "board.product_name" => &mut board.get_or_insert_default().product,
+            "board.version" => &mut board.get_or_insert_default().version,
+            "board.serial_number" => &mut board.get_or_insert_default().serial,
+            "board.asset_tag" => &mut board.get_or_insert_default().asset_tag,
+            "board.location" => &mut board.get_or_insert_default().location,
+            "chassis.manufacturer" => &mut chassis.manufacturer,
+            "chassis.version" => &mut chassis.version,
+            "chassis.serial_number" => &mut chassis.serial,
+            "chassis.asset_tag" => &mut chassis.asset_tag,
+            "chassis.sku" => &mut chassis.sku,
+            _ => continue,
+        };
+        place.clone_from(text);
     }
 }
 

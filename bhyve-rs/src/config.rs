@@ -1,5 +1,6 @@
 //! From a configuration to a machine: the words that the schema leaves to us, and what each key means.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,9 +10,11 @@ use boot::bios::DriveKind;
 use cfg::schema::MACHINE;
 use cfg::{Address, Catalogue, Draft, Error, Errors, Key, Node, Origin, Problem, Schema};
 use emu::backend::Chardev;
-use host::console::{self, ConsoleSpec, Description};
-use host::{ConsoleCommand, Io};
+use host::console::{self, ConsoleSpec, Description, LogSpec, Server};
+use host::vnc::{self, Listener, Place};
+use host::{ConsoleCommand, Io, control};
 
+use crate::compat::translate;
 use crate::vm::{Handle, Kernel, Order, Spec, Start};
 use crate::{board, plan, processor, rom};
 
@@ -21,7 +24,7 @@ struct Words;
 impl Catalogue for Words {
     fn words(&self, class: &str) -> Vec<&str> {
         match class {
-            "profile" => PROFILES.map(|(name, _)| name).into(),
+            "profile" => PROFILES.map(|profile| profile.name).into(),
             "board" => board::ALL.map(|kind| kind.name).into(),
             "cpu" => processor::models(),
             "cpu-feature" => processor::features(),
@@ -34,9 +37,27 @@ impl Catalogue for Words {
     }
 }
 
-/// Machines to stand for: what is laid under a configuration.
-const PROFILES: [(&str, &str); 2] =
-    [("pc", include_str!("../profiles/pc.toml")), ("bhyve", include_str!("../profiles/bhyve.toml"))];
+/// A machine to stand for.
+struct Profile {
+    name: &'static str,
+    /// What is laid under a configuration.
+    text: &'static str,
+    /// The first three bytes of the Ethernet addresses that are made.
+    maker: [u8; 3],
+}
+
+const PROFILES: [Profile; 5] = [
+    Profile { name: "pc", text: include_str!("../profiles/pc.toml"), maker: plan::MAKER },
+    Profile { name: "bhyve", text: include_str!("../profiles/bhyve.toml"), maker: plan::MAKER },
+    // Microsoft's, XenSource's and VMware's, as their products make them.
+    Profile {
+        name: "hyper-v-2008r2",
+        text: include_str!("../profiles/hyper-v-2008r2.toml"),
+        maker: [0x00, 0x15, 0x5d],
+    },
+    Profile { name: "xenserver-5.5", text: include_str!("../profiles/xenserver-5.5.toml"), maker: [0x00, 0x16, 0x3e] },
+    Profile { name: "esxi-4.0", text: include_str!("../profiles/esxi-4.0.toml"), maker: [0x00, 0x0c, 0x29] },
+];
 
 /// 1 January 2026, when nothing real may show.
 const FIXED_START: i64 = 1_767_225_600;
@@ -63,6 +84,11 @@ pub fn from_settings<S: AsRef<str>>(set: &[S]) -> Result<Node, Errors> {
     check(&draft)
 }
 
+/// A tree as TOML.
+pub fn to_toml(tree: &cfg::Tree) -> String {
+    tree.to_toml(Schema { root: &MACHINE, catalogue: &Words })
+}
+
 /// Lays settings from the command line over a draft.
 fn add<S: AsRef<str>>(draft: &mut Draft, set: &[S]) {
     draft.spell_out(&MACHINE);
@@ -76,20 +102,45 @@ fn add<S: AsRef<str>>(draft: &mut Draft, set: &[S]) {
     }
 }
 
+/// What a key of this kind may be, for people.
+pub fn allowed(kind: cfg::Kind) -> String {
+    kind.allowed(&Words)
+}
+
+/// What a draft says, with its profile. A machine of this version may lack some of it.
+///
+/// # Errors
+/// All that no machine can be.
+pub fn describe(draft: &Draft) -> Result<Node, Errors> {
+    let mut draft = draft.clone();
+    draft.spell_out(&MACHINE);
+    let profile = draft.tree().text("profile").unwrap_or(PROFILES[0].name);
+    if let Some(Profile { name, text, .. }) = PROFILES.iter().find(|p| p.name == profile) {
+        draft.merge_under(Draft::parse(&format!("profile {name}"), text));
+    }
+    draft.check(Schema { root: &MACHINE, catalogue: &Words })
+}
+
+/// The names of the profiles.
+#[cfg(test)]
+pub fn profiles() -> impl Iterator<Item = &'static str> {
+    PROFILES.iter().map(|profile| profile.name)
+}
+
+/// Whose Ethernet addresses a machine's cards have, if nothing else is said.
+pub fn maker(node: &Node) -> [u8; 3] {
+    PROFILES.iter().find(|p| p.name == node.text("profile")).map_or(plan::MAKER, |p| p.maker)
+}
+
 /// Checks a draft.
 ///
 /// # Errors
 /// All that is wrong with it.
 pub fn check(draft: &Draft) -> Result<Node, Errors> {
-    let mut draft = draft.clone();
-    draft.spell_out(&MACHINE);
-    let profile = draft.tree().text("profile").unwrap_or(PROFILES[0].0);
-    if let Some((name, text)) = PROFILES.into_iter().find(|(name, _)| *name == profile) {
-        draft.merge_under(Draft::parse(&format!("profile {name}"), text));
-    }
-    let node = draft.check(Schema { root: &MACHINE, catalogue: &Words })?;
+    let node = describe(draft)?;
     let mut errors: Vec<Error> = Vec::new();
     errors.extend(plan::check(&node));
+    errors.extend(translate::lacking(draft.tree()));
     if screen_on_terminal(&node) {
         let screen = node.child("screen");
         if screen.maybe::<&str>("model").is_none_or(|model| model == plan::NO_SCREEN) {
@@ -100,6 +151,7 @@ pub fn check(draft: &Draft) -> Result<Node, Errors> {
             errors.push(screen.error("backend", problem));
         }
     }
+    errors.extend(vnc_errors(&node));
     errors.extend(processor::model(&node).err().unwrap_or_default());
     if errors.is_empty() { Ok(node) } else { Err(Errors::sorted(errors)) }
 }
@@ -163,10 +215,20 @@ pub fn spec(node: &Node, start: Start, plain: bool) -> Result<Spec> {
         plain,
         instruction_clock,
         seed,
-        rtc_start: if instruction_clock { FIXED_START + later as i64 } else { now() },
+        rtc_start: match (instruction_clock, node.child("rtc").bool("use_localtime")) {
+            (true, _) => FIXED_START + later as i64,
+            (false, false) => now(),
+            (false, true) => now() + host::utc_offset(now()),
+        },
         uuid: node.maybe::<[u8; 16]>("uuid").unwrap_or_else(|| name_uuid(&identity(node))),
+        strings: board::strings(node),
         acpi: node.child("acpi").bool("enabled"),
+        mptable: node.child("acpi").bool("mptable"),
+        wired: node.child("host").bool("wired"),
+        core: node.child("host").bool("core"),
         stay: false,
+        back_off: false,
+        keep: false,
         start,
     })
 }
@@ -199,6 +261,17 @@ pub struct Consoles {
     pub devices: Vec<Option<Box<dyn Chardev>>>,
     /// Of each port that is connected: its name, and what the user should know of its other end.
     pub descriptions: Vec<(String, Description)>,
+    /// Who serves those that can be visited, if the machine can be reached.
+    pub server: Option<Server>,
+}
+
+/// Where a machine is reached.
+#[derive(Clone, Copy)]
+pub struct Reachable<'a> {
+    /// The directory of its sockets; without one it cannot be.
+    pub dir: Option<&'a Path>,
+    /// It has no terminal.
+    pub background: bool,
 }
 
 impl Consoles {
@@ -221,6 +294,8 @@ pub fn commands(orders: &Handle, port: usize) -> console::CommandHook {
             ConsoleCommand::Break => Order::Break(port),
             ConsoleCommand::Reset => Order::Reset,
             ConsoleCommand::PowerButton => Order::PowerButton,
+            // Who is at the terminal that the machine was started from writes.
+            ConsoleCommand::TakeOver => return,
         });
     })
 }
@@ -230,37 +305,115 @@ pub fn screen_on_terminal(node: &Node) -> bool {
     node.child("screen").text("backend") == "terminal"
 }
 
-/// Opens the other ends of the serial ports; commands that are typed there become orders. In the background, with a
-/// directory, there is no terminal: a UNIX socket in it stands for that.
+/// Where the VNC server listens, if there is one.
+fn vnc_places(screen: &Node) -> Vec<Place> {
+    let remote = screen.bool("vnc_remote")
+        || ["vnc_password", "vnc_password_file", "vnc_view_password_file"].into_iter().any(|key| screen.is_given(key));
+    let tcp = |host: &str, port| Place::Tcp { host: host.to_owned(), port, remote };
+    let mut places: Vec<Place> = screen.maybe::<&Address>("vnc").map(|at| tcp(&at.host, at.port)).into_iter().collect();
+    places.extend(screen.is_given("vnc_socket").then(|| Place::Unix(screen.path("vnc_socket").to_owned())));
+    if places.is_empty() && screen.text("backend") == "vnc" {
+        places.push(tcp("127.0.0.1", 5900));
+    }
+    places
+}
+
+/// Opens the sockets of the VNC server, and says who may come.
+///
+/// # Errors
+/// When one cannot be opened, or a password not be read.
+pub fn vnc(node: &Node) -> Result<(Vec<Listener>, vnc::Settings)> {
+    let screen = node.child("screen");
+    let password = |key: &str| {
+        let read = || -> Result<String> {
+            let path = screen.path(key);
+            let text = std::fs::read_to_string(path).with_context(|| format!("screen.{key}: {}", path.display()))?;
+            match text.lines().next().unwrap_or_default() {
+                "" => Err(anyhow!("screen.{key}: {}: its first line is empty", path.display())),
+                first => Ok(first.to_owned()),
+            }
+        };
+        screen.is_given(key).then(read).transpose()
+    };
+    let given = screen.maybe::<&str>("vnc_password").map(str::to_owned);
+    let settings = vnc::Settings {
+        name: node.text("name").to_owned(),
+        password: given.map_or_else(|| password("vnc_password_file"), |password| Ok(Some(password)))?,
+        view_password: password("vnc_view_password_file")?,
+        looks_only: screen.bool("vnc_readonly"),
+    };
+    let open = |place: &Place| {
+        Listener::open(place).with_context(|| match place {
+            Place::Tcp { host, port, .. } => format!("screen.vnc: {host}:{port}"),
+            Place::Unix(path) => format!("screen.vnc_socket: {}", path.display()),
+        })
+    };
+    Ok((vnc_places(screen).iter().map(open).collect::<Result<_>>()?, settings))
+}
+
+/// What is said of a VNC server that cannot be.
+fn vnc_errors(node: &Node) -> Vec<Error> {
+    let screen = node.child("screen");
+    if vnc_places(screen).is_empty() {
+        let keys = ["password", "password_file", "view_password_file", "readonly", "wait", "remote"];
+        let said = keys.map(|key| format!("vnc_{key}")).into_iter().filter(|key| screen.is_given(key));
+        let problem = || Problem::new("there is no VNC server").allowed("one, by screen.vnc or screen.vnc_socket");
+        return said.map(|key| screen.error(&key, problem())).collect();
+    }
+    let key = ["vnc", "vnc_socket"].into_iter().find(|key| screen.is_given(key)).unwrap_or("backend");
+    if screen.maybe::<&str>("model").is_none_or(|model| model == plan::NO_SCREEN) {
+        let problem = Problem::new("there is no display adapter to show").allowed("screen.model = an adapter");
+        return vec![screen.error(key, problem)];
+    }
+    Vec::new()
+}
+
+/// Opens the other ends of the serial ports; commands that are typed there become orders. In the background there is no
+/// terminal: what is on it else can be visited.
 ///
 /// # Errors
 /// When one cannot be opened.
-pub fn consoles(
-    node: &Node,
-    io: &Arc<Io>,
-    block: bool,
-    orders: &Handle,
-    background: Option<&Path>,
-) -> Result<Consoles> {
-    let mut consoles = Consoles { devices: Vec::new(), descriptions: Vec::new() };
-    for (n, serial) in node.children("serial").iter().enumerate() {
-        let port = format!("com{}", n + 1);
+pub fn consoles(node: &Node, io: &Arc<Io>, block: bool, orders: &Handle, reachable: Reachable) -> Result<Consoles> {
+    let name = node.text("name");
+    if let Some(dir) = reachable.dir {
+        control::make_run_dir(dir)?;
+    }
+    let server = reachable.dir.map(|_| Server::start()).transpose()?;
+    let mut consoles = Consoles { devices: Vec::new(), descriptions: Vec::new(), server };
+    for (n, (serial, port)) in node.children("serial").iter().zip(port_names(node)).enumerate() {
         let path = || serial.path("path").to_owned();
-        let spec = match (serial.text("backend"), background) {
-            ("none", _) => {
+        let spec = match serial.text("backend") {
+            "none" => {
                 consoles.devices.push(None);
                 continue;
             }
-            ("stdio", Some(dir)) => ConsoleSpec::Unix { path: dir.join(format!("{}.{port}", node.text("name"))) },
-            ("stdio", None) => ConsoleSpec::Stdio,
-            ("file", _) => ConsoleSpec::File { path: path(), append: true },
-            ("pty", _) => ConsoleSpec::Pty { link: serial.is_given("path").then(path) },
-            ("socket", _) => ConsoleSpec::Unix { path: path() },
-            ("tcp", _) => {
+            "console" | "stdio" if reachable.background || serial.text("backend") == "console" => {
+                let what = || format!("serial.{n} ({port})");
+                let (Some(server), Some(dir)) = (&consoles.server, reachable.dir) else {
+                    return Err(anyhow!("a machine that has no name of its own cannot be reached")).with_context(what);
+                };
+                let socket = match serial.is_given("path") {
+                    true => path(),
+                    false => control::console_path(dir, name, &port),
+                };
+                let log = console_log(serial, reachable, name, &port)?;
+                let (device, description) =
+                    server.serial(io, &port, Some(&socket), log.as_ref(), block).with_context(what)?;
+                consoles.devices.push(Some(device));
+                consoles.descriptions.push((port, description));
+                continue;
+            }
+            "stdio" => ConsoleSpec::Stdio,
+            "file" => ConsoleSpec::File { path: path(), append: true },
+            "pty" => ConsoleSpec::Pty { link: serial.is_given("path").then(path) },
+            "tty" => ConsoleSpec::Tty { path: path() },
+            "nmdm" => ConsoleSpec::Nmdm { path: path() },
+            "socket" => ConsoleSpec::Unix { path: path() },
+            "tcp" => {
                 let address = serial.maybe::<&Address>("address").context("no address")?;
                 ConsoleSpec::Tcp { host: address.host.clone(), port: address.port, remote: false }
             }
-            (other, _) => return Err(anyhow!("serial.{n}.backend: {other:?} is not in this version yet")),
+            other => return Err(anyhow!("serial.{n}.backend: {other:?} is not in this version yet")),
         };
         let hook = commands(orders, n);
         let (device, description) =
@@ -269,6 +422,33 @@ pub fn consoles(
         consoles.descriptions.push((port, description));
     }
     Ok(consoles)
+}
+
+/// What serial ports are called, in paths and by `console`: com1, com2 and so on, uart0 and so on, and the ports of consoles by their names.
+pub fn port_names(node: &Node) -> Vec<String> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let name = |serial: &Node| {
+        let model = serial.maybe("model").unwrap_or(plan::COM);
+        let count = counts.entry(model.to_owned()).or_default();
+        *count += 1;
+        match (plan::is_com(serial), serial.maybe::<&str>("port")) {
+            (true, _) => format!("com{count}"),
+            // It becomes a part of paths.
+            (_, Some(port)) => port.replace(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c)), "_"),
+            _ => format!("{model}{}", *count - 1),
+        }
+    };
+    node.children("serial").iter().map(name).collect()
+}
+
+/// The log of a console: where the configuration says, and in the background in any case.
+fn console_log(serial: &Node, reachable: Reachable, name: &str, port: &str) -> Result<Option<LogSpec>> {
+    let path = match reachable.dir {
+        _ if serial.is_given("log") => serial.path("log").to_owned(),
+        Some(dir) if reachable.background => control::console_log(&control::make_log_dir(dir)?, name, port),
+        _ => return Ok(None),
+    };
+    Ok(Some(LogSpec { path, size: serial.size("log_size"), keep: serial.int("log_keep") as u32 }))
 }
 
 /// What everything random starts from: 0, like any other machine of its name, unless instructions drive the clock.
@@ -348,10 +528,10 @@ mod tests {
 
     #[test]
     fn what_this_version_lacks_is_refused_by_key() {
-        let text = "name = 'x'\n[[nic]]\nbackend = 'nat'\nmodel = 'virtio-net'\n";
+        let text = "name = 'x'\n[bhyve.gdb]\nport = '1234'\n";
         let errors = check(&Draft::parse("t.toml", text)).unwrap_err();
         let lines: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
         assert_eq!(lines.len(), 1, "{lines:?}");
-        assert!(lines[0].starts_with("t.toml:3:11: nic.0.backend: "), "{}", lines[0]);
+        assert!(lines[0].starts_with("t.toml:3:8: bhyve.gdb.port: "), "{}", lines[0]);
     }
 }

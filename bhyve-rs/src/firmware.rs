@@ -13,6 +13,14 @@ use emu::{BarKind, Bdf, CpuBus, Machine};
 /// First port for BARs.
 const IO_BASE: u64 = 0xc000;
 
+/// Host bridges that have memory below the BIOS area.
+const SHADOWING: [u32; 3] = [0x1237_8086, 0x7190_8086, 0x7192_8086];
+
+/// Whether the machine's host bridge is one of them.
+pub fn shadows(machine: &Machine) -> bool {
+    SHADOWING.contains(&machine.pci.read(Bdf::new(0, 0), 0, 4))
+}
+
 /// Programs BARs, interrupt lines, command registers and the interrupt router as `platform` says.
 ///
 /// # Errors
@@ -68,7 +76,7 @@ pub fn assign(machine: &Arc<Machine>, platform: &Platform) -> Result<()> {
                 f.write(0x04, 2, f.read(0x04, 2) | 4);
             }
             // Host bridges: the BIOS area is shadowed and write protected.
-            0x1237_8086 | 0x7190_8086 | 0x7192_8086 => f.write(0x59, 1, 0x10),
+            id if SHADOWING.contains(&id) => f.write(0x59, 1, 0x10),
             _ => {}
         }
     }

@@ -1,9 +1,7 @@
 //! `bhyve-rs image`: makes, copies, resizes, checks and describes disk images.
 
-use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use clap::Subcommand;
@@ -12,6 +10,7 @@ use host::disk::tools;
 use serde_json::json;
 
 use crate::SUCCESS;
+use crate::tell::{Bar, short};
 
 /// What `check` exits with when an image is damaged, and when it only wastes space.
 const DAMAGED: u8 = 2;
@@ -19,10 +18,6 @@ const WASTEFUL: u8 = 3;
 
 /// The user has had enough.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// Columns of a progress bar, and the time between two of its pictures.
-const BAR: usize = 40;
-const BETWEEN: Duration = Duration::from_millis(100);
 
 /// What to do with an image.
 #[derive(Subcommand)]
@@ -107,7 +102,7 @@ fn by_name(path: &Path) -> Format {
 }
 
 /// A number of bytes with a unit of 1024.
-fn size(text: &str) -> Result<u64> {
+pub fn size(text: &str) -> Result<u64> {
     let (number, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
     let shift = match unit.to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
         "" => 0,
@@ -119,50 +114,6 @@ fn size(text: &str) -> Result<u64> {
     };
     let number: u64 = number.parse().map_err(|_| anyhow!("{text:?} is no size; 512M or 20G would be"))?;
     number.checked_mul(1 << shift).ok_or_else(|| anyhow!("{text} is too large"))
-}
-
-/// Bytes for people.
-fn short(bytes: u64) -> String {
-    let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
-    match units.into_iter().find(|(_, shift)| bytes >> shift > 0) {
-        Some((unit, shift)) => format!("{:.1} {unit}", bytes as f64 / (1u64 << shift) as f64),
-        None => format!("{bytes} bytes"),
-    }
-}
-
-/// Shows how far something is, on a terminal only.
-struct Bar {
-    begun: Instant,
-    shown: Option<Instant>,
-    terminal: bool,
-}
-
-impl Bar {
-    fn new() -> Bar {
-        Bar { begun: Instant::now(), shown: None, terminal: std::io::stderr().is_terminal() }
-    }
-
-    fn show(&mut self, done: u64, all: u64) {
-        if !self.terminal || self.shown.is_some_and(|at| at.elapsed() < BETWEEN) {
-            return;
-        }
-        self.shown = Some(Instant::now());
-        let part = done as f64 / all.max(1) as f64;
-        let filled = (part * BAR as f64) as usize;
-        let seconds = self.begun.elapsed().as_secs_f64();
-        let left = if part > 0.0 { (seconds / part - seconds) as u64 } else { 0 };
-        let (full, empty) = ("#".repeat(filled), "-".repeat(BAR - filled.min(BAR)));
-        eprint!("\r[{full}{empty}] {:3.0} %  {} of {}  {left} s left ", part * 100.0, short(done), short(all));
-        let _ = std::io::stderr().flush();
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        if self.shown.is_some() {
-            eprint!("\r\x1b[K");
-        }
-    }
 }
 
 impl Image {

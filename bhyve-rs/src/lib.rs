@@ -1,14 +1,27 @@
 //! bhyve-rs: the user space of a hypervisor, for BSD people.
 
+mod address;
+mod autostart;
 mod backend;
+mod backoff;
 mod bios;
 mod board;
+mod compat;
 mod config;
+mod convert;
+mod doctor;
 mod entry;
 mod firmware;
+mod fleet;
 mod image;
+mod inspect;
+mod keeper;
+mod life;
+mod links;
 mod log;
+mod manual;
 mod media;
+mod new;
 mod plan;
 mod processor;
 mod remote;
@@ -16,25 +29,34 @@ mod rom;
 mod screenshot;
 mod script;
 mod state;
+mod stop;
+mod switch;
+mod tell;
+mod visit;
 mod vm;
 mod watch;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use cfg::Node;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use host::control::{self, Members};
+use host::keyboard::Layout;
 use host::screen::Terminal;
-use host::{EndSignal, Io, broker, sandbox};
+use host::{EndSignal, Io, broker, console, sandbox, vnc};
 use hv::Hypervisor;
 use serde_json::json;
 
 use crate::backend::Backends;
+use crate::compat::Tool;
+use crate::config::Reachable;
 use crate::plan::Plan;
 use crate::remote::{Reach, Verb};
+use crate::stop::Policy;
 use crate::vm::{Connections, Ended, Handle, Instance, Order, Spec};
 use crate::watch::Watch;
 
@@ -47,6 +69,9 @@ struct Cli {
     /// Directory of the control sockets [default: /var/run/bhyve-rs, or one of the user's].
     #[arg(long, value_name = "DIR", global = true)]
     run_dir: Option<PathBuf>,
+    /// Say nothing but results and errors.
+    #[arg(short, long, global = true)]
+    quiet: bool,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -66,6 +91,24 @@ enum Command {
     },
     #[command(flatten)]
     Verb(Verb),
+    /// Show the machines that run.
+    List(life::List),
+    /// Show what happens to a machine.
+    Events(life::Events),
+    /// Print what a machine in the background has said, or what came out of one of its consoles.
+    Log(life::Log),
+    /// Run a machine in the background, and start it again when it fails.
+    #[command(hide = true)]
+    Keep {
+        /// Configuration file.
+        #[arg(short, long = "config", value_name = "FILE")]
+        config: PathBuf,
+        /// Set a key, over the file.
+        #[arg(short = 'o', value_name = "KEY=VALUE")]
+        set: Vec<String>,
+    },
+    /// Go to a serial port or to the text screen of a machine; ~? there shows the commands, ~. leaves.
+    Console(visit::Console),
     /// Check a configuration file and print everything that is wrong with it.
     Check {
         /// Configuration file.
@@ -74,13 +117,45 @@ enum Command {
     /// Make, copy, resize, check and describe disk images.
     #[command(subcommand)]
     Image(image::Image),
+    New(new::New),
+    Autostart(autostart::Autostart),
+    Doctor(doctor::Doctor),
+    Links(links::Links),
+    Manual(manual::Manual),
+    Completion(manual::Completion),
     /// Boot the embedded demo guest.
     Demo(RunOptions),
+    Switch(switch::Switch),
     /// Open files for a confined process.
     #[command(hide = true)]
     Broker,
+    /// Write a machine's configuration in another form: TOML, bhyve(8)'s arguments, bhyve_config(5).
+    Config(convert::Convert),
     /// Show the back ends of this host and which one `auto` takes.
     Info,
+    /// As bhyve(8).
+    #[command(disable_help_flag = true)]
+    Bhyve(ToolArgs),
+    /// As bhyvectl(8).
+    #[command(disable_help_flag = true)]
+    Bhyvectl(ToolArgs),
+    /// As bhyveload(8).
+    #[command(disable_help_flag = true)]
+    Bhyveload(ToolArgs),
+    /// As the port grub2-bhyve's program.
+    #[command(disable_help_flag = true)]
+    GrubBhyve(ToolArgs),
+    /// As vm-bhyve's program.
+    #[command(disable_help_flag = true)]
+    Vm(ToolArgs),
+}
+
+/// The command line of a program that we stand for.
+#[derive(Args)]
+struct ToolArgs {
+    /// As that program takes them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    args: Vec<String>,
 }
 
 #[derive(Args, Default, PartialEq)]
@@ -125,6 +200,9 @@ struct RunOptions {
     /// Have no terminal: what is on stdio is on a socket in the run directory.
     #[arg(long, hide = true)]
     background: bool,
+    /// The process that starts the machine again.
+    #[arg(long, hide = true, requires = "background")]
+    keeper: Option<u32>,
     /// Stop when the processors have executed this many instructions, and print a digest of the machine's state.
     #[arg(long, value_name = "N")]
     until: Option<u64>,
@@ -137,6 +215,12 @@ struct RunOptions {
     /// Interpret instruction by instruction, without the code cache (slow; for checking the engine).
     #[arg(long)]
     plain: bool,
+    /// What the process is called once its devices are up. Its machine is then another's to destroy, as bhyve(8)'s is.
+    #[arg(skip)]
+    title: Option<String>,
+    /// Files that go, with what a kernel has of the machine, when the guest powers off.
+    #[arg(skip)]
+    leaves: Vec<PathBuf>,
 }
 
 /// The exit status of a command that is no machine's run and did what it should.
@@ -146,6 +230,15 @@ const SUCCESS: u8 = 0;
 /// prefers them.
 pub fn main(backends: Vec<Box<dyn Hypervisor>>) -> ExitCode {
     let backends = Backends(backends);
+    if let Some(tool) = std::env::args_os().next().as_deref().and_then(Tool::called) {
+        return match std::env::args_os().skip(1).map(OsString::into_string).collect::<Result<Vec<_>, _>>() {
+            Ok(args) => tool.run(&args, &control::run_dir(), &backends),
+            Err(arg) => {
+                eprintln!("{}: {arg:?} is no UTF-8", tool.name());
+                ExitCode::from(Ended::Error as u8)
+            }
+        };
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) if cli.command.is_none() || cli.run == RunArgs::default() => cli,
         Ok(_) => {
@@ -158,16 +251,37 @@ pub fn main(backends: Vec<Box<dyn Hypervisor>>) -> ExitCode {
             return ExitCode::from(if e.use_stderr() { Ended::Error as u8 } else { SUCCESS });
         }
     };
+    if cli.quiet {
+        tell::be_quiet();
+    }
     let dir = cli.run_dir.unwrap_or_else(control::run_dir);
     let status = match cli.command {
         Some(Command::Run(args)) => run(&args, &dir, &backends),
         Some(Command::Start { config, set }) => remote::start(&dir, &config, &set),
         Some(Command::Verb(verb)) => verb.run(&dir),
+        Some(Command::List(list)) => list.run(&dir),
+        Some(Command::Events(events)) => events.run(&dir),
+        Some(Command::Log(log)) => log.run(&dir),
+        Some(Command::Keep { config, set }) => keeper::keep(&dir, &config, &set),
+        Some(Command::Console(visit)) => visit.run(&dir),
         Some(Command::Check { file }) => check(&file),
         Some(Command::Image(image)) => image.run(),
+        Some(Command::New(new)) => new.run(),
+        Some(Command::Autostart(autostart)) => autostart.run(&dir),
+        Some(Command::Doctor(doctor)) => doctor.run(&dir, &backends),
+        Some(Command::Links(links)) => links.run(),
+        Some(Command::Manual(manual)) => manual.run(&Cli::command()),
+        Some(Command::Completion(completion)) => completion.run(&Cli::command(), &dir),
         Some(Command::Demo(options)) => demo(&options, &backends),
+        Some(Command::Switch(switch)) => switch.run(),
         Some(Command::Broker) => broker::serve(hv::destroy).map(|()| SUCCESS),
+        Some(Command::Config(convert)) => convert.run(),
         Some(Command::Info) => info(&backends),
+        Some(Command::Bhyve(ToolArgs { args })) => return Tool::Bhyve.run(&args, &dir, &backends),
+        Some(Command::Bhyvectl(ToolArgs { args })) => return Tool::Bhyvectl.run(&args, &dir, &backends),
+        Some(Command::Bhyveload(ToolArgs { args })) => return Tool::Bhyveload.run(&args, &dir, &backends),
+        Some(Command::GrubBhyve(ToolArgs { args })) => return Tool::GrubBhyve.run(&args, &dir, &backends),
+        Some(Command::Vm(ToolArgs { args })) => return Tool::Vm.run(&args, &dir, &backends),
         None if cli.run.config.is_none() && cli.run.kernel.is_none() && cli.run.set.is_empty() => {
             demo(&cli.run.options, &backends)
         }
@@ -210,7 +324,9 @@ fn run(args: &RunArgs, dir: &Path, backends: &Backends) -> Result<u8> {
         None => config::from_settings(&set),
     }?;
     let mut spec = config::spec(&node, config::start(&node)?, args.options.plain)?;
-    spec.stay = args.options.stay || args.options.background;
+    let restart = node.child("autostart").text("restart") != "never";
+    spec.stay = args.options.stay || args.options.background && restart;
+    spec.back_off = args.options.background;
     // A machine that nobody configured has no name by which others could find it.
     let named = args.config.is_some() || args.set.iter().any(|s| s.starts_with("name="));
     let ended = start(&spec, &node, plan::open(&node)?, &args.options, named.then_some(dir), backends)?;
@@ -275,16 +391,23 @@ fn follow_signals(to: Handle) -> std::io::Result<()> {
 }
 
 /// What a machine's status says of it beside what changes.
-fn facts(spec: &Spec, node: &Node, backend: &str, consoles: &config::Consoles) -> Members {
+fn facts(spec: &Spec, node: &Node, backend: &str, consoles: &config::Consoles, keeper: Option<u32>) -> Members {
     let places = consoles.descriptions.iter().map(|(port, d)| (port.clone(), json!(d.text))).collect::<Members>();
-    let facts = json!({
+    let mut facts = json!({
         "name": node.text("name"),
         "pid": std::process::id(),
         "backend": backend,
         "cpus": spec.cpus,
+        // Without a topology all are cores of one package.
+        "cores": if spec.model.cores == 0 { spec.cpus } else { spec.model.cores },
+        "threads": spec.model.threads,
         "memory": spec.memory,
         "consoles": places,
+        "started": config::now(),
     });
+    if let Some(keeper) = keeper {
+        facts["keeper"] = keeper.into();
+    }
     facts.as_object().cloned().unwrap_or_default()
 }
 
@@ -317,18 +440,24 @@ fn start(
     let save = options.save.as_ref().map(std::path::absolute).transpose().context("--save")?;
     if !options.no_sandbox {
         start_broker(node, save.as_deref())?;
+        let leaves: Vec<PathBuf> = options.leaves.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+        broker::leave(&leaves, &spec.name)?;
     }
     let orders = vm::orders();
     let handle = orders.0.clone();
+    let events = handle.events().clone();
     // Before there are other threads.
     follow_signals(handle.clone()).context("signals")?;
+    let _addresses = dir.map(|dir| address::claim(dir, node.text("name"), &plan.addresses())).transpose()?;
     let io = Io::new().context("event loop")?;
-    let background = dir.filter(|_| options.background);
-    if let Some(dir) = background {
-        control::make_run_dir(dir)?;
+    let reachable = Reachable { dir, background: options.background };
+    let (listeners, viewers) = config::vnc(node)?;
+    let mut consoles = config::consoles(node, &io, spec.instruction_clock, &handle, reachable)?;
+    let mut facts = facts(spec, node, backend.name(), &consoles, options.keeper);
+    if !listeners.is_empty() {
+        let places: Vec<_> = listeners.iter().map(|listener| listener.place().to_owned()).collect();
+        facts.insert("vnc".to_owned(), places.join(", ").into());
     }
-    let mut consoles = config::consoles(node, &io, spec.instruction_clock, &handle, background)?;
-    let facts = facts(spec, node, backend.name(), &consoles);
     let serial = std::mem::take(&mut consoles.devices);
     let watch = (options.stats || !options.trace.is_empty()).then(|| Watch::new(&options.trace));
     let script = options.script.as_deref().map(script::read).transpose()?;
@@ -341,24 +470,65 @@ fn start(
         instance.paused().load(file)?;
     }
     let terminal = match instance.screen() {
-        Some(screen) if config::screen_on_terminal(node) && background.is_none() => {
+        Some(screen) if config::screen_on_terminal(node) && !options.background => {
             let hook = config::commands(&handle, 0);
             Some(Terminal::start(screen, instance.typist(), hook).context("screen.backend = \"terminal\"")?)
         }
         _ => None,
     };
-    let reach = Reach { handle, facts, screen: instance.screen(), typist: instance.typist(), media: instance.media() };
+    if let (Some(server), Some(dir), Some(screen)) = (&consoles.server, dir, instance.screen()) {
+        let socket = control::console_path(dir, node.text("name"), "screen");
+        server.screen(screen, instance.typist(), Some(&socket))?;
+    }
+    let vnc = match instance.screen() {
+        Some(adapter) if !listeners.is_empty() => {
+            let screen = node.child("screen");
+            let layout = Layout::named(screen.text("keyboard")).unwrap_or_default();
+            let guest = vnc::Guest { adapter, typist: instance.typist(), pointer: instance.pointer(), layout };
+            let held = screen.bool("vnc_wait");
+            if held {
+                instance.hold();
+            }
+            let to = handle.clone();
+            let first = move || {
+                if held {
+                    to.send(Order::Resume);
+                }
+            };
+            Some(vnc::Server::start(listeners, viewers, guest, first).context("the VNC server")?)
+        }
+        _ => None,
+    };
+    let reach = Reach {
+        handle,
+        facts,
+        screen: instance.screen(),
+        typist: instance.typist(),
+        media: instance.media(),
+        cables: instance.cables(),
+        consoles: consoles.server.as_ref().map(console::Server::consoles),
+        stop: Policy::of(node),
+    };
     let server = dir.map(|dir| remote::serve(dir, node.text("name"), reach)).transpose()?;
+    if let Some(title) = &options.title {
+        host::set_title(title).context("the title of the process")?;
+    }
     if !options.no_sandbox {
         // By now it is ours. A confined process cannot ask the kernels of 13 and 14 to destroy it.
-        if backend.name() == "vmm" {
+        if backend.name() == "vmm" && options.title.is_none() {
             broker::own_machine(&spec.name).context("the machine's name")?;
         }
         let sandbox = sandbox::enter()?;
         tracing::debug!("the process is confined by {sandbox}");
     }
+    events.tell("started", json!({ "pid": std::process::id(), "backend": backend.name() }));
     let (ended, why) = instance.run(options.until);
+    drop(vnc);
     consoles.flush();
+    if ended == Some(Ended::PowerOff) && !options.leaves.is_empty() && !broker::let_go()? {
+        options.leaves.iter().try_for_each(|file| compat::forget(file))?;
+        hv::destroy(&spec.name);
+    }
     if terminal.is_some() {
         drop(terminal);
         // What the guest said last goes with its screen, which the user may want to read.
@@ -368,7 +538,14 @@ fn start(
     }
     host::restore_terminal();
     if let Some(server) = server {
-        server.end(remote::results(ended));
+        let policy = node.child("autostart").text("restart");
+        let again = options.keeper.is_some() && !instance.asked() && keeper::again(policy, ended.map(|e| e as u8));
+        let results = remote::results(ended, instance.asked(), why.as_deref(), again);
+        events.tell("ended", results.clone());
+        server.end(results.as_object().cloned().unwrap_or_default());
+    }
+    if options.keeper.is_some() && instance.asked() {
+        keeper::tell_asked();
     }
     if let Some(why) = why {
         eprintln!("bhyve-rs: {why}");

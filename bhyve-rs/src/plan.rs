@@ -5,16 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use anyhow::{Context, Result, anyhow};
 use boot::bios::DriveKind;
 use cfg::{Error, Key, Kind, Node, PciSlot, Problem};
 use devices::MODELS;
-use emu::backend::Disk;
+use emu::backend::{Chardev, Disk};
 use emu::{Backends, Bdf, Class, DeviceCell, Machine, Model, ParamKind, Params, Slot, Unit};
+use host::Io;
 use host::disk::{Format, Image, ImageOptions, OnError};
-use host::net::Wire;
+use host::net::{self, Nat, Tap, Wire, nat};
 use lpc::{FloppyModel, FloppyUnit, I82077aa, Medium};
 
 use crate::board::{self, Board};
@@ -26,8 +29,17 @@ const IDE: &str = "ide";
 /// Where CD-ROM drives go on its four units: to a cable of their own while there is room.
 const IDE_CDS: [usize; 4] = [2, 3, 1, 0];
 
+/// The serial ports that every PC has.
+pub const COM: &str = "com";
+/// How many there are.
+const MAX_COMS: usize = 4;
+
 /// The adapter that is none.
 pub const NO_SCREEN: &str = "none";
+/// The maker of bhyve(8)'s Ethernet addresses.
+pub const MAKER: [u8; 3] = [0x00, 0xa0, 0x98];
+/// Bits a second that a cable can be limited to.
+const RATES: RangeInclusive<u64> = 100_000..=100_000_000_000;
 /// Where the adapter goes if it can.
 const SCREEN_SLOT: PciSlot = PciSlot { bus: 0, slot: 2, function: 0 };
 
@@ -37,6 +49,7 @@ fn fits(section: &str, class: Class) -> bool {
         Class::Storage { cds, .. } => section == "disk" || section == "cd" && cds,
         Class::Network => section == "nic",
         Class::Display => section == "screen",
+        Class::Lines { .. } => section == "serial",
         Class::Other => section == "device",
     }
 }
@@ -59,7 +72,7 @@ static KEYS: LazyLock<BTreeMap<&str, Vec<Key>>> = LazyLock::new(|| {
 });
 
 /// Whether `model` is one that boards bring.
-fn is_boards(model: &Model) -> bool {
+pub fn is_boards(model: &Model) -> bool {
     board::ALL.iter().any(|b| b.ide.is_some_and(|ide| ide.name == model.name))
 }
 
@@ -71,6 +84,7 @@ pub fn words(section: &str) -> Vec<&'static str> {
     let ours = match section {
         "disk" | "cd" => Some(IDE),
         "screen" => Some(NO_SCREEN),
+        "serial" => Some(COM),
         _ => None,
     };
     ours.into_iter().chain(MODELS.iter().filter(|m| fits(section, m.class) && !is_boards(m)).map(|m| m.name)).collect()
@@ -90,17 +104,107 @@ struct Placed {
     closed: bool,
     units: Vec<Unit>,
     images: Vec<Option<Content>>,
+    /// The sections of the configuration that it came from, by unit.
+    keys: Vec<(usize, String)>,
     rom: Option<Vec<u8>>,
-    /// Which of the network cards it is, if a script has its cable.
-    scripted: Option<u32>,
+    /// What a network card's cable leads to.
+    cable: Cable,
+    /// Which of the configuration's network cards it is, and how many bits its cable carries.
+    nic: Option<(u32, Option<u64>)>,
+    /// The serial lines that end here, by their number in the configuration.
+    lines: Vec<usize>,
 }
 
 impl Placed {
     /// A device with nothing at its units.
     fn new(model: &'static Model, bdf: Bdf, params: Params, closed: bool, units: usize) -> Placed {
         let images = (0..units).map(|_| None).collect();
-        Placed { model, bdf, params, closed, units: vec![Unit::None; units], images, rom: None, scripted: None }
+        Placed {
+            model,
+            bdf,
+            params,
+            closed,
+            units: vec![Unit::None; units],
+            images,
+            keys: Vec::new(),
+            rom: None,
+            cable: Cable::None,
+            nic: None,
+            lines: Vec::new(),
+        }
     }
+}
+
+/// What the cable of a network card leads to.
+enum Cable {
+    /// Nothing.
+    None,
+    /// A script; which of the cards it is.
+    Script(u32),
+    /// An interface of the host, which may be made.
+    Tap(String, bool),
+    /// A bridge of the host, which may be made.
+    Bridge(String, bool),
+    /// Another machine, or a switch.
+    Socket(PathBuf, bool),
+    /// A network of its own, which ends in the host's sockets.
+    Nat(Box<Nat>),
+}
+
+/// The cable of a card.
+fn cable(nic: &Node, images: bool) -> Result<Cable> {
+    Ok(match nic.text("backend") {
+        "script" => Cable::Script(nic.index()),
+        "nat" => {
+            let config = nat(nic)?;
+            if images {
+                Cable::Nat(Box::new(Nat::open(config).with_context(|| nic.key().to_owned())?))
+            } else {
+                Cable::None
+            }
+        }
+        "tap" => Cable::Tap(nic.text("interface").to_owned(), nic.maybe("create").unwrap_or(false)),
+        "bridge" => Cable::Bridge(nic.text("interface").to_owned(), nic.maybe("create").unwrap_or(false)),
+        place @ ("socket" | "switch") => Cable::Socket(nic.path("path").to_owned(), place == "switch"),
+        _ => Cable::None,
+    })
+}
+
+/// Bits a second: a number with K, M or G, which here are powers of ten.
+fn rate(text: &str) -> Option<u64> {
+    let unit = text.chars().last().and_then(|c| Some(10u64.pow(3 * "KMG".find(c.to_ascii_uppercase())? as u32 + 3)));
+    let digits = if unit.is_some() { &text[..text.len() - 1] } else { text };
+    digits.parse::<u64>().ok()?.checked_mul(unit.unwrap_or(1)).filter(|bits| RATES.contains(bits))
+}
+
+/// The ROM that a card brings. It is only read with `files`.
+fn boot_rom(node: &Node, files: bool) -> Result<Option<Vec<u8>>> {
+    if !files || !node.is_given("rom") {
+        return Ok(None);
+    }
+    let path = node.path("rom");
+    std::fs::read(path).with_context(|| path.display().to_string()).map(Some)
+}
+
+/// What a card's section says of its NAT.
+fn nat(nic: &Node) -> Result<nat::Config> {
+    fn all<T>(nic: &Node, key: &str, read: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
+        let read = |text| read(text).map_err(|e| nic.error(key, Problem::new(format!("{e:#}"))).into());
+        nic.words(key).into_iter().map(read).collect()
+    }
+    let prefixes: Vec<String> = nic.words("prefix6").into_iter().map(str::to_owned).collect();
+    let network = nic.text("network");
+    let at = |key| move |e: anyhow::Error| anyhow::Error::from(nic.error(key, Problem::new(format!("{e:#}"))));
+    nat::Addresses::new(network, &[]).map_err(at("network"))?;
+    Ok(nat::Config {
+        addresses: nat::Addresses::new(network, &prefixes).map_err(at("prefix6"))?,
+        resolvers: all(nic, "dns", nat::resolver)?,
+        host_loopback: nic.bool("host_loopback"),
+        outbound: nic.bool("outbound"),
+        forwards: all(nic, "forward", nat::Forward::parse)?,
+        tftp: nic.is_given("tftp").then(|| nic.path("tftp").to_owned()),
+        bootfile: nic.maybe("bootfile").map(str::to_owned),
+    })
 }
 
 /// A drive, for the BIOS.
@@ -126,6 +230,8 @@ pub struct Peripherals {
     pub screen: Option<Arc<DeviceCell>>,
     /// The cables that a script holds, by the number of the network card.
     pub wires: BTreeMap<u32, Arc<Wire>>,
+    /// All cables, by that number.
+    pub cables: BTreeMap<u32, net::Cable>,
 }
 
 /// What is in a drive, and for which drive of the configuration.
@@ -156,6 +262,10 @@ struct Want<'a> {
     slot: Option<PciSlot>,
     params: Params,
     closed: bool,
+    /// The place at its controller.
+    unit: Option<usize>,
+    /// The section that says so.
+    key: &'a str,
 }
 
 impl<'a> Want<'a> {
@@ -168,8 +278,9 @@ impl<'a> Want<'a> {
         let params =
             own.iter().filter(given).map(|k| (k.name, node.get(k.name).map_or(String::new(), ToString::to_string)));
         let slot = node.maybe("slot");
+        let unit = if is_drive(node) { node.maybe::<i64>("unit") } else { None }.map(|unit| unit as usize);
         let closed = slot.is_some() || own.iter().any(|k| node.is_given(k.name));
-        Ok(Want { model, slot, params: Params::new(params), closed })
+        Ok(Want { model, slot, params: Params::new(params), closed, unit, key: node.key() })
     }
 }
 
@@ -201,15 +312,29 @@ impl Plan {
                 }
             }
             for nic in node.children("nic").iter().filter(|d| d.is_given("slot") == has_slot) {
-                let put = Want::new(nic).and_then(|want| plan.card(want, &config::identity(node)));
-                let scripted = Some(nic.index()).filter(|_| nic.text("backend") == "script");
-                errors.extend(put.map(|card| card.scripted = scripted).err().map(|p| at_key(nic, p).into()));
+                let put = Want::new(nic).and_then(|want| plan.card(want, &config::identity(node), config::maker(node)));
+                let put = put.map_err(|p| at_key(nic, p).into()).and_then(|card| {
+                    card.cable = cable(nic, images)?;
+                    card.nic = Some((nic.index(), nic.maybe("rate").and_then(rate)));
+                    card.rom = boot_rom(nic, images)?;
+                    Ok(())
+                });
+                errors.extend(put.err());
+            }
+            for line in node.children("serial").iter().filter(|d| d.is_given("slot") == has_slot && !is_com(d)) {
+                let put = Want::new(line).and_then(|want| plan.line(want, line));
+                errors.extend(put.err().map(|p| at_key(line, p).into()));
             }
             for other in node.children("device").iter().filter(|d| d.is_given("slot") == has_slot) {
                 let put = Want::new(other).and_then(|want| plan.put(want).map(|_| ()));
                 errors.extend(put.err().map(|p| at_key(other, p).into()));
             }
         }
+        let whole = |p: &&Placed| p.bdf.func == 0 || plan.placed.iter().any(|q| q.bdf == Bdf::new(p.bdf.dev, 0));
+        let whole = |p: &&Placed| p.bdf.dev == plan.board.isa_bridge || whole(p);
+        errors.extend(plan.placed.iter().filter(|p| !whole(p)).map(|p| {
+            anyhow!("{} at {}: a guest finds it only with a device at function 0", p.model.name, bdf_text(p.bdf))
+        }));
         for drive in node.children("floppy").iter().filter(|_| images) {
             match floppy(drive) {
                 Ok(floppy) => plan.floppies.push(floppy),
@@ -224,10 +349,7 @@ impl Plan {
         let usual = Some(SCREEN_SLOT).filter(|at| self.is_free(at.slot));
         let put = Want::new(node).and_then(|want| self.put(Want { slot: want.slot.or(usual), ..want }));
         let placed = put.map_err(|p| at_key(node, p))?;
-        if files && node.is_given("rom") {
-            let path = node.path("rom");
-            placed.rom = Some(std::fs::read(path).with_context(|| path.display().to_string())?);
-        }
+        placed.rom = boot_rom(node, files)?;
         Ok(())
     }
 
@@ -239,15 +361,43 @@ impl Plan {
 
     /// Adds a network card to a machine of this name. Nothing is connected to it.
     pub fn nic(&mut self, model: &str, machine: &str) -> Result<()> {
-        self.card(Want { model, ..Want::default() }, machine).map(|_| ()).map_err(|p| anyhow!("{}", p.message))
+        self.card(Want { model, ..Want::default() }, machine, MAKER).map(|_| ()).map_err(|p| anyhow!("{}", p.message))
     }
 
-    fn card(&mut self, want: Want, machine: &str) -> Result<&mut Placed, Problem> {
+    fn card(&mut self, want: Want, machine: &str, maker: [u8; 3]) -> Result<&mut Placed, Problem> {
         let card = self.put(want)?;
         if card.params.get("mac").is_none() {
-            card.params.set("mac", &mac(machine, card.bdf));
+            card.params.set("mac", &mac(machine, card.bdf, maker));
         }
         Ok(card)
+    }
+
+    /// Adds a serial line's end: to a device that has room, unless each is to have its own.
+    fn line(&mut self, want: Want, node: &Node) -> Result<(), Problem> {
+        let bdf = want.slot.filter(|slot| slot.bus == 0).map(|slot| Bdf::new(slot.slot, slot.function));
+        let room = |p: &Placed| {
+            let Class::Lines { most } = p.model.class else { return false };
+            p.model.name == want.model && p.lines.len() < most && bdf.is_none_or(|bdf| p.bdf == bdf)
+        };
+        let key = (0, want.key.to_owned());
+        let placed = match self.placed.iter().position(room) {
+            Some(at) => &mut self.placed[at],
+            None => self.put(want)?,
+        };
+        let unit = placed.lines.len();
+        if unit > 0 {
+            placed.keys.push((unit, key.1));
+        }
+        if let Some(name) = node.maybe::<&str>("port") {
+            placed.params.set(&format!("{unit}.port"), name);
+        }
+        placed.lines.push(node.index() as usize);
+        Ok(())
+    }
+
+    /// Which of a machine's serial lines, of which there are `lines`, end at COM1 to COM4.
+    pub fn coms(&self, lines: usize) -> Vec<usize> {
+        (0..lines).filter(|line| self.placed.iter().all(|p| !p.lines.contains(line))).take(MAX_COMS).collect()
     }
 
     fn drive(&mut self, want: Want, unit: Unit, image: Option<Content>) -> Result<(), Problem> {
@@ -263,18 +413,36 @@ impl Plan {
                     Problem::new("the IDE controller is full").allowed("four disks and CD-ROM drives together")
                 })?)
             }
-            model => self.placed.iter_mut().find(|p| p.model.name == model && fits(p)),
+            model => {
+                let bdf = want.slot.filter(|slot| slot.bus == 0).map(|slot| Bdf::new(slot.slot, slot.function));
+                // Drives that name one slot are at one controller.
+                let same = |p: &Placed| Some(p.bdf) == bdf && p.units.contains(&Unit::None);
+                self.placed.iter_mut().find(|p| p.model.name == model && (fits(p) || same(p)))
+            }
         };
+        let (model, params, key, asked) = (want.model, want.params.clone(), want.key.to_owned(), want.unit);
         let place = match free {
             Some(place) => place,
             None => self.put(want)?,
         };
-        let order: Vec<usize> = match unit {
-            Unit::Cd if place.bdf.func == 1 => IDE_CDS.into(),
+        let order: Vec<usize> = match (asked, unit) {
+            (Some(at), _) if place.units.get(at) == Some(&Unit::None) => vec![at],
+            (Some(at), _) => {
+                let why = format!("unit {at} of {model} is taken, or not there");
+                return Err(Problem::new(why).allowed(format!("one of {} that is free", place.units.len())));
+            }
+            (None, Unit::Cd) if place.bdf.func == 1 => IDE_CDS.into(),
             _ => (0..place.units.len()).collect(),
         };
         if let Some(at) = order.into_iter().find(|at| place.units[*at] == Unit::None) {
             (place.units[at], place.images[at]) = (unit, image);
+            if !place.keys.iter().any(|(_, own)| *own == key) {
+                place.keys.push((at, key));
+            }
+            // What is said of one drive is not of the others there.
+            for Key { name, .. } in keys(model) {
+                place.params.set(&format!("{at}.{name}"), params.get(name).unwrap_or_default());
+            }
         }
         Ok(())
     }
@@ -283,10 +451,16 @@ impl Plan {
     fn put(&mut self, want: Want) -> Result<&mut Placed, Problem> {
         let model = MODELS.iter().find(|m| m.name == want.model).expect("the schema lets known models through");
         let bdf = match want.slot {
-            Some(PciSlot { bus: 0, slot, function: 0 }) if self.is_free(slot) => Bdf::new(slot, 0),
+            Some(PciSlot { bus: 0, slot, function }) if self.is_open(slot) => {
+                let bdf = Bdf::new(slot, function);
+                if let Some(taken) = self.placed.iter().find(|p| p.bdf == bdf) {
+                    return Err(Problem::new(format!("slot {} is taken by {}", bdf_text(bdf), taken.model.name)));
+                }
+                bdf
+            }
             Some(slot) => {
                 let taken = format!("slot {slot} cannot be had");
-                return Err(Problem::new(taken).allowed("function 0 of a device on bus 0 that is not the board's"));
+                return Err(Problem::new(taken).allowed("a device on bus 0 that is not the board's"));
             }
             None => {
                 let free = (self.board.first_slot..32).find(|slot| self.is_free(*slot));
@@ -294,12 +468,32 @@ impl Plan {
             }
         };
         let units = if let Class::Storage { units, .. } = model.class { units } else { 0 };
-        self.placed.push(Placed::new(model, bdf, want.params, want.closed, units));
+        let mut placed = Placed::new(model, bdf, want.params, want.closed, units);
+        if units == 0 {
+            placed.keys.push((0, want.key.to_owned()));
+        }
+        self.placed.push(placed);
         Ok(self.placed.last_mut().expect("just put in"))
     }
 
     fn is_free(&self, slot: u8) -> bool {
-        slot > 0 && slot < 32 && slot != self.board.isa_bridge && self.placed.iter().all(|p| p.bdf.dev != slot)
+        self.is_open(slot) && self.placed.iter().all(|p| p.bdf.dev != slot)
+    }
+
+    /// Whether a device number is not the board's.
+    fn is_open(&self, slot: u8) -> bool {
+        slot > 0 && slot < 32 && slot != self.board.isa_bridge
+    }
+
+    /// What is where: each device's model, place and sections of the configuration, by unit.
+    pub fn places(&self) -> impl Iterator<Item = (&'static str, Bdf, &[(usize, String)])> {
+        self.placed.iter().map(|p| (p.model.name, p.bdf, p.keys.as_slice()))
+    }
+
+    /// The addresses of its network cards.
+    pub fn addresses(&self) -> Vec<String> {
+        let cards = self.placed.iter().filter(|p| p.model.class == Class::Network);
+        cards.filter_map(|p| p.params.get("mac")).map(str::to_ascii_lowercase).collect()
     }
 
     /// The kinds of floppy drives, the first is A.
@@ -334,11 +528,17 @@ impl Plan {
         paths
     }
 
-    /// Plugs everything in.
+    /// Plugs everything in. Of `lines` it takes those that end at what it plugs in.
     ///
     /// # Errors
     /// What a device says, or the host has no threads for the disks.
-    pub fn plug(self, machine: &Arc<Machine>, board: &Board) -> Result<Peripherals> {
+    pub fn plug(
+        self,
+        machine: &Arc<Machine>,
+        io: &Arc<Io>,
+        board: &Board,
+        lines: &mut [Option<Box<dyn Chardev>>],
+    ) -> Result<Peripherals> {
         let ram = machine.space.ram();
         let mut plugged = Peripherals::default();
         let units = [0, 1].map(|n| self.floppies.get(n).map(|f| f.unit));
@@ -388,12 +588,26 @@ impl Plan {
                 disk: disk.as_ref().map(|d| d.share()),
             }));
             let name = format!("{}@{}", p.model.name, p.bdf);
-            let net = p.scripted.map(|nic| {
-                let (wire, net) = Wire::start(machine, &format!("wire{nic}"));
-                plugged.wires.insert(nic, wire);
+            let net = match p.cable {
+                Cable::None => None,
+                Cable::Script(nic) => {
+                    let (wire, net) = Wire::start(machine, &format!("wire{nic}"));
+                    plugged.wires.insert(nic, wire);
+                    Some(net)
+                }
+                Cable::Nat(nat) => Some(nat.plug(io)?),
+                Cable::Tap(name, create) => Some(Tap::open(&name, create)?.plug(io)?),
+                Cable::Bridge(name, create) => Some(Tap::bridged(&name, create)?.plug(io)?),
+                Cable::Socket(path, switch) => Some(net::socket(io, &path, switch)?),
+            };
+            let net = net.map(|net| {
+                let Some((number, rate)) = p.nic else { return net };
+                let (cable, net) = net::Cable::lay(io, net, rate);
+                plugged.cables.insert(number, cable);
                 net
             });
-            let backends = Backends { disks, units: p.units, rom: p.rom, net, ..Backends::default() };
+            let chardevs = p.lines.iter().map(|line| lines.get_mut(*line).and_then(Option::take)).collect();
+            let backends = Backends { disks, units: p.units, rom: p.rom, net, chardevs, ..Backends::default() };
             let cell = machine.plug(p.model, &name, Some(p.bdf), &p.params, backends);
             let cell = cell.map_err(|e| anyhow!("{name}: {e}"))?;
             let with = |(unit, d)| Drive { listeners: vec![(cell.clone(), unit)], ..d };
@@ -426,17 +640,40 @@ impl fmt::Display for Plan {
     }
 }
 
-/// A problem with where something goes, at the key that decides it.
-fn at_key(node: &Node, problem: Problem) -> Error {
-    node.error(if node.is_given("slot") { "slot" } else { "model" }, problem)
+/// A place as `-s` and `slot` have it.
+fn bdf_text(bdf: Bdf) -> String {
+    format!("{}:{}", bdf.dev, bdf.func)
 }
 
-/// An Ethernet address that stays with a machine's name and the slot: bhyve's prefix and FNV-1a over both.
-fn mac(machine: &str, bdf: Bdf) -> String {
-    let place = bdf.to_string();
-    let hash = |h: u32, b: u8| (h ^ u32::from(b)).wrapping_mul(0x0100_0193);
-    let [_, a, b, c] = machine.bytes().chain([0]).chain(place.bytes()).fold(0x811c_9dc5, hash).to_be_bytes();
-    format!("00:a0:98:{a:02x}:{b:02x}:{c:02x}")
+/// Whether a section is one of the drives at controllers.
+fn is_drive(node: &Node) -> bool {
+    matches!(node.key().split('.').next(), Some("disk" | "cd"))
+}
+
+/// Whether a serial port is one of the board's.
+pub fn is_com(serial: &Node) -> bool {
+    serial.maybe("model").is_none_or(|model: &str| model == COM)
+}
+
+/// A problem with where something goes, at the key that decides it.
+fn at_key(node: &Node, problem: Problem) -> Error {
+    let key = match () {
+        () if is_drive(node) && node.is_given("unit") => "unit",
+        () if node.is_given("slot") => "slot",
+        () => "model",
+    };
+    node.error(key, problem)
+}
+
+/// An Ethernet address that stays with a machine's name and the slot: bhyve(8)'s, so that a machine that moves here keeps
+/// its addresses, or another maker's.
+fn mac(machine: &str, bdf: Bdf, maker: [u8; 3]) -> String {
+    let mut text = format!("{}-{}-{machine}", bdf.dev, bdf.func).into_bytes();
+    // It has room for so many.
+    text.truncate(79);
+    let [a, b, c, ..] = md5::compute(text).0;
+    let [x, y, z] = maker;
+    format!("{x:02x}:{y:02x}:{z:02x}:{a:02x}:{b:02x}:{c:02x}")
 }
 
 /// What is in a drive.
@@ -448,8 +685,8 @@ fn content(drive: &Node, section: &str) -> Result<Content> {
         _ => ImageOptions {
             format: Format::named(drive.text("format")).unwrap_or_default(),
             read_only: drive.bool("readonly"),
-            write_through: drive.text("cache") == "writethrough",
-            direct: drive.text("cache") == "none",
+            write_through: matches!(drive.text("cache"), "writethrough" | "directsync"),
+            direct: matches!(drive.text("cache"), "none" | "directsync"),
             snapshot: drive.bool("snapshot"),
             on_error: if drive.text("on_error") == "pause" { OnError::Pause } else { OnError::Report },
         },
@@ -490,10 +727,46 @@ pub fn check(node: &Node) -> Vec<Error> {
     let waits = node.children("disk").iter().filter(waits);
     let waits =
         waits.map(|d| d.error("on_error", say("guest time that follows instructions waits for no host", "report")));
-    let cables = node.children("nic").iter().filter(|nic| !matches!(nic.text("backend"), "none" | "script"));
-    let cables = cables.map(|nic| nic.error("backend", say("this version has no networks", "none, script")));
+    let rates = node.children("nic").iter().filter_map(|nic| {
+        let text: &str = nic.maybe("rate")?;
+        let problem = match rate(text) {
+            None => say(&format!("{text:?} is no number of bits a second"), "100K to 100G"),
+            Some(_) if by_instructions => say("guest time that follows instructions waits for no host", "no rate"),
+            Some(_) => return None,
+        };
+        Some(nic.error("rate", problem))
+    });
+    let names = config::port_names(node);
+    let taken = |n: usize, name: &String| {
+        let reserved = ["screen", "sock", "mac", "pid"].contains(&name.as_str());
+        reserved || names.iter().enumerate().any(|(m, other)| m != n && other == name)
+    };
+    let ports = names.iter().zip(node.children("serial")).enumerate();
+    let ports: Vec<Error> = ports
+        .filter(|(n, (name, serial))| serial.is_given("port") && taken(*n, name))
+        .map(|(_, (name, serial))| {
+            serial.error("port", say(&format!("something else is called {name}"), "a name of its own"))
+        })
+        .collect();
+    let coms = node.children("serial").iter().filter(|serial| is_com(serial)).skip(MAX_COMS);
+    let coms = coms.map(|serial| serial.error("model", say("there are four such ports", "uart, virtio-console")));
     let planned = Plan::of(node, false).err().unwrap_or_default();
-    planned.into_iter().filter_map(|e| e.downcast::<Error>().ok()).chain(waits).chain(cables).collect()
+    planned
+        .into_iter()
+        .filter_map(|e| e.downcast::<Error>().ok())
+        .chain(waits)
+        .chain(rates)
+        .chain(coms)
+        .chain(ports)
+        .collect()
+}
+
+/// What goes where, without the images of a checked configuration.
+///
+/// # Errors
+/// What cannot be.
+pub fn sketch(node: &Node) -> Result<Plan> {
+    Plan::of(node, false).map_err(|errors| errors.into_iter().next().unwrap_or_else(|| anyhow!("no reason")))
 }
 
 /// Opens and locks the images, and says what goes where.
@@ -513,6 +786,57 @@ mod tests {
         let node = config::from_settings(&[&nics[..], words].concat()).unwrap();
         let plan = Plan::of(&node, false).map_err(|e| e.len()).unwrap();
         plan.placed.iter().filter_map(|p| p.params.get("mac")).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn addresses_are_bhyves_or_those_of_the_maker_that_a_profile_stands_for() {
+        // The MD5 of "5-0-vm0" begins so.
+        let digest = md5::compute("5-0-vm0").0;
+        let of = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":");
+        assert_eq!(mac("vm0", Bdf::new(5, 0), MAKER), of(&[0, 0xa0, 0x98, digest[0], digest[1], digest[2]]));
+        assert!(mac("vm0", Bdf::new(5, 0), [0, 0x15, 0x5d]).starts_with("00:15:5d:"));
+        let long = "n".repeat(100);
+        assert_eq!(mac(&long, Bdf::new(5, 0), MAKER), mac(&long[..75], Bdf::new(5, 0), MAKER), "bhyve cuts it off");
+        assert_ne!(mac("vm0", Bdf::new(5, 1), MAKER), mac("vm0", Bdf::new(5, 0), MAKER));
+    }
+
+    /// Makers whose cards de(4) takes for boards with media of their own.
+    const STRANGE: [[u8; 3]; 10] = [
+        [0x08, 0x00, 0x2b],
+        [0x00, 0x00, 0xf8],
+        [0x00, 0x00, 0xc0],
+        [0x00, 0xe0, 0x29],
+        [0x00, 0xc0, 0x95],
+        [0x00, 0x00, 0x92],
+        [0x00, 0x00, 0xd1],
+        [0x00, 0x00, 0x94],
+        [0x00, 0x00, 0xe8],
+        [0x00, 0x80, 0x48],
+    ];
+
+    #[test]
+    fn each_profile_is_a_machine_whose_cards_are_of_its_maker() {
+        for profile in config::profiles() {
+            let settings = ["name=x".to_owned(), format!("profile={profile}")];
+            config::from_settings(&settings).unwrap_or_else(|e| panic!("{profile}: {e}"));
+            let card = [&settings[..], &["nic.0.backend=none".to_owned()]].concat();
+            let node = config::from_settings(&card).unwrap_or_else(|e| panic!("{profile}: {e}"));
+            let maker = config::maker(&node);
+            assert!(!STRANGE.contains(&maker) && maker[0] & 3 == 0, "{profile}");
+            let plan = Plan::of(&node, false).map_err(|e| e.len()).unwrap();
+            let prefix = maker.map(|b| format!("{b:02x}:")).concat();
+            assert!(plan.addresses().iter().all(|mac| mac.starts_with(&prefix)), "{profile}");
+        }
+    }
+
+    #[test]
+    fn rates_are_bits_in_powers_of_ten() {
+        assert_eq!(rate("10M"), Some(10_000_000));
+        assert_eq!(rate("1g"), Some(1_000_000_000));
+        assert_eq!(rate("128000"), Some(128_000));
+        for wrong in ["", "M", "10T", "1K", "-5M", "1.5M", "18446744073709551615G"] {
+            assert_eq!(rate(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -38,7 +38,20 @@ pub fn model(node: &Node) -> Result<Model, Vec<Error>> {
             model.signature = with_field(model.signature, key, value as u32);
         }
     }
+    model.ignore_unknown_msrs = !cpu.bool("strictmsr");
     let mut errors = change_features(cpu, &mut model);
+    let parts = ["sockets", "cores", "threads"].map(|key| cpu.maybe::<i64>(key));
+    if parts.iter().any(Option::is_some) {
+        let [sockets, cores, threads] = parts;
+        let (cpus, cores, threads) = (node.int("cpus"), cores.unwrap_or(1), threads.unwrap_or(1));
+        let sockets = sockets.unwrap_or(cpus / (cores * threads));
+        if sockets * cores * threads != cpus {
+            let message = format!("{sockets} sockets of {cores} cores with {threads} threads are no {cpus} processors");
+            let key = ["sockets", "cores", "threads"].into_iter().find(|key| cpu.is_given(key)).unwrap_or("sockets");
+            errors.push(cpu.error(key, Problem::new(message).allowed("sockets * cores * threads = cpus")));
+        }
+        (model.cores, model.threads) = (cores as u32, threads as u32);
+    }
     model.hypervisor = match cpu.text("hypervisor") {
         "kvm" => Some(Model::KVM),
         "bhyve" => Some(Model::BHYVE),

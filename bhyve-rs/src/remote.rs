@@ -1,30 +1,38 @@
 //! Machines in other processes: the verbs of the control socket, from both ends, and starting in the background.
 
-use std::fs::{File, OpenOptions};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use clap::{Args, Subcommand};
 use emu::DeviceCell;
+use host::console::Consoles;
 use host::control::{self, CallError, Members, Reply, Request, Server};
 use host::keyboard::{self, Typist};
+use host::net::Cable;
 use serde_json::{Value, json};
 
+use crate::inspect::{self, Processor};
+pub use crate::keeper::start;
 use crate::media::{self, Change, Media};
+use crate::stop::Policy;
+use crate::tell::say;
 use crate::vm::{Ended, Handle, Order, Status};
-use crate::{SUCCESS, screenshot};
+use crate::{SUCCESS, life, screenshot, visit};
 
 /// How long a machine may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a started machine may take until its control socket is there.
-const STARTUP: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The exit status when something did not come in time, as timeout(1) has it.
+pub const TIMED_OUT: u8 = 124;
 
 /// Which machine.
 #[derive(Args)]
@@ -40,13 +48,22 @@ pub struct Target {
 /// What other processes can do to a machine.
 #[derive(Subcommand)]
 pub enum Verb {
-    /// Press a machine's power button, as SIGTERM does.
+    /// Bring a machine to an end, as its configuration's [stop] says: ask the guest, ask again, cut its power.
     Stop {
         #[command(flatten)]
         target: Target,
-        /// Wait until it has ended, and cut its power if that takes longer than this many seconds.
+        /// Cut its power if that takes longer than this many seconds; 0: never.
         #[arg(long, value_name = "SECONDS")]
         timeout: Option<u64>,
+        /// Ask the guest again after this many seconds; 0: never.
+        #[arg(long, value_name = "SECONDS")]
+        repeat: Option<u64>,
+        /// How it is asked: auto, acpi, keyboard, or kill.
+        #[arg(long, value_name = "HOW")]
+        method: Option<String>,
+        /// Do not wait until it has ended.
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Cut a machine's power.
     Kill {
@@ -109,11 +126,72 @@ pub enum Verb {
         #[command(flatten)]
         drive: Drive,
     },
-    /// Wait until a machine ends, and exit as it does.
+    /// Pull the plug of a machine's network card, or put it in again.
+    Link {
+        /// The machine.
+        name: String,
+        /// The card: nic0, nic1, ...
+        nic: String,
+        /// Whether the plug is in.
+        #[arg(value_parser = ["up", "down"])]
+        state: String,
+    },
+    /// Write the frames of a machine's network card to a file, for tcpdump -r, until `bhyve-rs capture NAME NIC stop`.
+    Capture {
+        /// The machine.
+        name: String,
+        /// The card: nic0, nic1, ...
+        nic: String,
+        /// The file, which is made anew, or `stop`.
+        file: PathBuf,
+    },
+    /// Show what a machine's processors have done, as bhyvectl --get-stats does.
+    Stats(Look),
+    /// Show the registers of a machine's processors, which stand still for a moment.
+    Registers(Look),
+    /// Send a processor of a machine (the first, if none is named) an NMI.
+    Nmi {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        processor: Processor,
+    },
+    /// Wait until a machine ends, and exit as it does; or until a text comes out of a console, and exit with 0.
     Wait {
         #[command(flatten)]
         target: Target,
+        /// Exit with 124 if it takes longer than this many seconds.
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
+        /// Wait for this text.
+        #[arg(long = "for", value_name = "TEXT", allow_hyphen_values = true)]
+        text: Option<String>,
+        /// Where it comes out: com1 to com4, or screen.
+        #[arg(long, value_name = "PORT", default_value = "com1", requires = "text")]
+        console: String,
+        /// Do not take a text that is there already.
+        #[arg(long, requires = "text")]
+        new: bool,
     },
+}
+
+/// A look at processors.
+#[derive(Args)]
+pub struct Look {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    processor: Processor,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Look {
+    fn run(&self, dir: &Path, verb: &str, show: fn(&Members) -> String) -> Result<u8> {
+        let results = call_with(&self.target.socket(dir)?, verb, self.processor.member(), Some(PATIENCE))?;
+        Ok(print(results, self.json, show))
+    }
 }
 
 /// A drive of a machine.
@@ -140,19 +218,25 @@ impl Verb {
             Ok(SUCCESS)
         };
         match self {
-            Verb::Stop { target, timeout: None } => simple(target, "stop"),
-            Verb::Stop { target, timeout: Some(seconds) } => stop(&target.socket(dir)?, Duration::from_secs(*seconds)),
+            Verb::Stop { target, timeout, repeat, method, no_wait } => {
+                let mut args = Members::new();
+                let numbers = [("timeout", timeout), ("repeat", repeat)];
+                args.extend(numbers.iter().filter_map(|(key, n)| Some(((*key).to_owned(), (**n)?.into()))));
+                args.extend(method.iter().map(|method| ("method".to_owned(), method.as_str().into())));
+                life::stop(&target.socket(dir)?, args, *no_wait)
+            }
             Verb::Kill { target } => simple(target, "kill"),
             Verb::Reset { target } => simple(target, "reset"),
             Verb::Pause { target } => simple(target, "pause"),
             Verb::Resume { target } => simple(target, "resume"),
             Verb::Status { target, json } => {
                 let status = call(&target.socket(dir)?, "status", Some(PATIENCE))?;
-                if *json {
-                    println!("{}", Value::from(status));
-                } else {
-                    print!("{}", show(&status));
-                }
+                Ok(print(status, *json, show))
+            }
+            Verb::Stats(look) => look.run(dir, "stats", inspect::show_stats),
+            Verb::Registers(look) => look.run(dir, "registers", inspect::show_registers),
+            Verb::Nmi { target, processor } => {
+                call_with(&target.socket(dir)?, "nmi", processor.member(), Some(PATIENCE))?;
                 Ok(SUCCESS)
             }
             Verb::Screenshot { target, text, output } => {
@@ -178,11 +262,35 @@ impl Verb {
             Verb::Eject { drive: Drive { target, drive, force } } => {
                 change(target, dir, "eject", &json!({ "drive": drive, "force": force }), None)
             }
-            Verb::Wait { target } => {
-                let results = call(&target.socket(dir)?, "wait", None)?;
-                let status = results.get("status").and_then(Value::as_u64);
-                let status = status.and_then(|status| u8::try_from(status).ok());
-                status.ok_or_else(|| anyhow!("the machine does not say how it ended"))
+            Verb::Link { name, nic, state } => {
+                ask(&socket_of(dir, name)?, "link", &json!({ "nic": nic, "state": state }))?;
+                Ok(SUCCESS)
+            }
+            Verb::Capture { name, nic, file } if file.as_os_str() == "stop" => {
+                let said = ask(&socket_of(dir, name)?, "capture", &json!({ "nic": nic, "stop": true }))?;
+                let count = |key: &str| said.get(key).and_then(Value::as_u64).unwrap_or(0);
+                say(&format!("{} frames captured, {} lost", count("frames"), count("lost")));
+                Ok(SUCCESS)
+            }
+            Verb::Capture { name, nic, file } => {
+                let socket = socket_of(dir, name)?;
+                // Who asks for it makes it: the machine's process may not write where it likes. It is emptied when the machine
+                // has accepted it, as it may be that of a capture that is under way.
+                let made = File::options().write(true).create(true).truncate(false).mode(0o600).open(file);
+                let made = made.with_context(|| file.display().to_string())?;
+                let args = argument("nic", nic.as_str());
+                answered(&socket, control::call_with(&socket, "capture", &args, Some(&made), Some(PATIENCE)))?;
+                Ok(SUCCESS)
+            }
+            Verb::Wait { target, timeout, text, console, new } => {
+                let (socket, limit) = (target.socket(dir)?, timeout.map(Duration::from_secs));
+                match text {
+                    Some(text) => Ok(match visit::wait_for(&socket, console, text, *new, limit)? {
+                        true => SUCCESS,
+                        false => TIMED_OUT,
+                    }),
+                    None => life::wait(&socket, limit),
+                }
             }
         }
     }
@@ -190,16 +298,41 @@ impl Verb {
 
 impl Target {
     fn socket(&self, dir: &Path) -> Result<PathBuf> {
-        let name = match (&self.name, &self.config) {
-            (Some(name), _) => name.clone(),
-            (None, Some(file)) => crate::config::read(file, &[])?.text("name").to_owned(),
+        match (&self.name, &self.config) {
+            (Some(name), _) => socket_of(dir, name),
+            (None, Some(file)) => socket_of(dir, crate::config::read(file, &[])?.text("name")),
             (None, None) => bail!("no machine is named"),
-        };
-        if name.contains('/') {
-            bail!("{name:?} is no name of a machine");
         }
-        Ok(control::socket_path(dir, &name))
     }
+}
+
+/// The control socket of a machine.
+///
+/// # Errors
+/// When that cannot be its name.
+pub fn socket_of(dir: &Path, name: &str) -> Result<PathBuf> {
+    crate::compat::node::valid(name)?;
+    Ok(control::socket_path(dir, name))
+}
+
+/// Asks a machine.
+///
+/// # Errors
+/// One line for the user.
+pub fn ask(socket: &Path, verb: &str, args: &Value) -> Result<Members> {
+    call_with(socket, verb, args.as_object().cloned().unwrap_or_default(), Some(PATIENCE))
+}
+
+/// Goes to a console: our end of the stream, and what the machine says.
+///
+/// # Errors
+/// One line for the user.
+pub fn attach(socket: &Path, args: &Value) -> Result<(UnixStream, Members)> {
+    let (ours, its) = UnixStream::pair().context("a pair of sockets")?;
+    let args = args.as_object().cloned().unwrap_or_default();
+    let its = File::from(OwnedFd::from(its));
+    let place = answered(socket, control::call_with(socket, "console", &args, Some(&its), Some(PATIENCE)))?;
+    Ok((ours, place))
 }
 
 /// Has something done to a drive.
@@ -217,7 +350,11 @@ fn call_with(socket: &Path, verb: &str, args: Members, limit: Option<Duration>) 
     answered(socket, control::call(socket, verb, &args, limit))
 }
 
-fn answered(socket: &Path, answer: Result<Members, CallError>) -> Result<Members> {
+/// The results, or one line for the user.
+///
+/// # Errors
+/// Whatever went wrong.
+pub fn answered<T>(socket: &Path, answer: Result<T, CallError>) -> Result<T> {
     answer.map_err(|e| match e {
         CallError::NotRunning(_) => {
             anyhow!("no machine {:?} is running (there is no control socket {})", name_of(socket), socket.display())
@@ -227,7 +364,7 @@ fn answered(socket: &Path, answer: Result<Members, CallError>) -> Result<Members
 }
 
 /// The machine that a socket belongs to.
-fn name_of(socket: &Path) -> String {
+pub fn name_of(socket: &Path) -> String {
     socket.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
@@ -256,16 +393,14 @@ fn take_screenshot(socket: &Path, text: bool, output: Option<&Path>) -> Result<u
     Ok(SUCCESS)
 }
 
-fn stop(socket: &Path, limit: Duration) -> Result<u8> {
-    call(socket, "stop", Some(PATIENCE))?;
-    match control::call(socket, "wait", &Members::new(), Some(limit)) {
-        Ok(_) | Err(CallError::NotRunning(_)) => return Ok(SUCCESS),
-        Err(CallError::TimedOut) => {}
-        Err(e) => return Err(e.into()),
+/// Prints results as JSON, or as text.
+fn print(results: Members, json: bool, show: fn(&Members) -> String) -> u8 {
+    if json {
+        println!("{}", Value::from(results));
+    } else {
+        print!("{}", show(&results));
     }
-    eprintln!("bhyve-rs: the guest has not powered off in {} s; its power is cut", limit.as_secs());
-    call(socket, "kill", Some(PATIENCE))?;
-    Ok(SUCCESS)
+    SUCCESS
 }
 
 /// A status as text, a line a member.
@@ -300,6 +435,12 @@ pub struct Reach {
     pub typist: Arc<Typist>,
     /// Its drives.
     pub media: Arc<Media>,
+    /// What its network cards are connected by.
+    pub cables: BTreeMap<u32, Cable>,
+    /// Its consoles, if they have a server.
+    pub consoles: Option<Consoles>,
+    /// How it is stopped if nobody says otherwise.
+    pub stop: Policy,
 }
 
 /// The machine's end of its control socket.
@@ -308,21 +449,25 @@ pub struct Reach {
 /// When a machine of the name is running already, and whatever the system says.
 pub fn serve(dir: &Path, name: &str, reach: Reach) -> Result<Server> {
     control::make_run_dir(dir)?;
-    Server::start(&control::socket_path(dir, name), move |request| reach.answer(request))
+    let events = reach.handle.events().clone();
+    Server::start(&control::socket_path(dir, name), &events, move |request| reach.answer(request))
 }
 
-/// What `wait` is told.
-pub fn results(ended: Option<Ended>) -> Members {
-    let mut members = Members::new();
-    let (status, text) = ended.map_or((Ended::Reboot as u8, "stopped"), |e| (e as u8, e.text()));
-    members.insert("status".to_owned(), status.into());
-    members.insert("how".to_owned(), text.into());
-    members
+/// What `wait` is told: with what status, how, whether people had it end, and whether it will be started again.
+pub fn results(ended: Option<Ended>, asked: bool, why: Option<&str>, again: bool) -> Value {
+    let (status, how) = ended.map_or((Ended::Reboot as u8, "stopped"), |e| (e as u8, e.text()));
+    let mut results = json!({ "status": status, "how": how, "asked": asked, "again": again });
+    if let Some(why) = why {
+        results["why"] = why.lines().next().unwrap_or_default().into();
+    }
+    results
 }
 
 /// The verbs of the control socket, and the arguments that they take.
-const VERBS: [(&str, &[&str]); 11] = [
+const VERBS: [(&str, &[&str]); 22] = [
     ("stop", &[]),
+    ("shutdown", &["method", "repeat", "timeout"]),
+    ("events", &["since"]),
     ("kill", &[]),
     ("reset", &[]),
     ("pause", &[]),
@@ -332,6 +477,15 @@ const VERBS: [(&str, &[&str]); 11] = [
     ("sendkeys", &["keys"]),
     ("insert", &["drive", "force", "image"]),
     ("eject", &["drive", "force"]),
+    ("link", &["nic", "state"]),
+    ("capture", &["nic", "stop"]),
+    ("stats", &["cpu"]),
+    ("registers", &["cpu"]),
+    ("nmi", &["cpu"]),
+    ("console", &["port", "readonly", "force", "from", "columns", "lines"]),
+    ("take", &["client"]),
+    ("resize", &["client", "columns", "lines"]),
+    ("break", &["port"]),
     ("wait", &[]),
 ];
 
@@ -353,13 +507,52 @@ impl Reach {
             "status" => Order::Query,
             "screenshot" => return self.screenshot(&request.args).map_or_else(Reply::Failed, Reply::Done),
             "sendkeys" => return self.sendkeys(&request.args).map_or_else(Reply::Failed, Reply::Done),
+            "break" => match request.args.get("port").and_then(Value::as_str) {
+                Some(port @ ("com1" | "com2" | "com3" | "com4")) => {
+                    Order::Break(usize::from(port.as_bytes()[3] - b'1'))
+                }
+                _ => return Reply::Failed("which port? com1, com2, com3 or com4".to_owned()),
+            },
+            "shutdown" => {
+                let done = self.stop.with(&request.args).and_then(|policy| self.handle.stop(policy));
+                return done.map_or_else(Reply::Failed, |()| Reply::Done(Members::new()));
+            }
+            "events" => {
+                return match request.args.get("since").map(Value::as_u64) {
+                    Some(None) => Reply::Failed("\"since\" is the number of an event".to_owned()),
+                    since => Reply::Events(since.flatten()),
+                };
+            }
+            "console" | "take" | "resize" => {
+                return self.console(verb, request).map_or_else(Reply::Failed, Reply::Done);
+            }
             "insert" | "eject" => return self.change(verb, request).map_or_else(Reply::Failed, Reply::Done),
+            "link" => return self.link(&request.args).map_or_else(Reply::Failed, Reply::Done),
+            "capture" => return self.capture(request).map_or_else(Reply::Failed, Reply::Done),
+            "stats" => return inspect::stats(&self.handle, &request.args).map_or_else(Reply::Failed, Reply::Done),
+            "registers" => {
+                return inspect::registers(&self.handle, &request.args).map_or_else(Reply::Failed, Reply::Done);
+            }
+            "nmi" => return inspect::nmi(&self.handle, &request.args).map_or_else(Reply::Failed, Reply::Done),
             _ => return Reply::AtEnd,
         };
         match self.handle.ask(order) {
             Ok(status) if order == Order::Query => Reply::Done(members(&self.facts, status)),
             Ok(_) => Reply::Done(Members::new()),
             Err(why) => Reply::Failed(why),
+        }
+    }
+
+    fn console(&self, verb: &str, request: Request) -> Result<Members, String> {
+        let consoles = self.consoles.as_ref().ok_or("the machine has no console server")?;
+        match verb {
+            "console" => {
+                let place = visit::attach(consoles, request)?;
+                let event = json!({ "port": place["port"], "client": place["client"], "writes": place["writes"] });
+                self.handle.events().tell("console-attached", event);
+                Ok(place)
+            }
+            _ => visit::change(consoles, verb, &request.args),
         }
     }
 
@@ -374,7 +567,42 @@ impl Reach {
         let force = args.get("force").and_then(Value::as_bool).unwrap_or(false);
         let mut change = Change { drive, path, file, force };
         let image = self.media.open(&mut change)?;
-        self.handle.change(change, image).map(|()| Members::new())
+        let event = json!({ "drive": change.drive, "image": change.path });
+        self.handle.change(change, image)?;
+        self.handle.events().tell("media", event);
+        Ok(Members::new())
+    }
+
+    /// The cable of a network card.
+    fn cable(&self, args: &Members) -> Result<&Cable, String> {
+        let name = args.get("nic").and_then(Value::as_str).ok_or("which network card?")?;
+        let number = name.strip_prefix("nic").and_then(|n| n.parse().ok());
+        number.and_then(|n: u32| self.cables.get(&n)).ok_or_else(|| {
+            let all: Vec<String> = self.cables.keys().map(|n| format!("nic{n}")).collect();
+            format!("there is no network card {name:?} with a cable; there are: {}", all.join(", "))
+        })
+    }
+
+    fn link(&self, args: &Members) -> Result<Members, String> {
+        let cable = self.cable(args)?;
+        match args.get("state").and_then(Value::as_str) {
+            Some("up") => cable.plug(true),
+            Some("down") => cable.plug(false),
+            _ => return Err("link needs \"state\": \"up\" or \"down\"".to_owned()),
+        }
+        self.handle.events().tell("link", json!({ "nic": args["nic"], "state": args["state"] }));
+        Ok(Members::new())
+    }
+
+    fn capture(&self, request: Request) -> Result<Members, String> {
+        let cable = self.cable(&request.args)?;
+        if request.args.get("stop").and_then(Value::as_bool) == Some(true) {
+            let ended = cable.end_capture().map_err(|e| format!("the capture has failed: {e}"))?;
+            let (frames, lost) = ended.ok_or("no capture is under way")?;
+            return Ok(json!({ "frames": frames, "lost": lost }).as_object().cloned().unwrap_or_default());
+        }
+        let file = request.file.ok_or("capture needs the descriptor of a file, or \"stop\": true")?;
+        cable.capture(file).map(|()| Members::new()).map_err(|e| e.to_string())
     }
 
     fn sendkeys(&self, args: &Members) -> Result<Members, String> {
@@ -400,56 +628,4 @@ fn members(facts: &Members, status: Status) -> Members {
     members.insert("guest_seconds".to_owned(), json!(status.guest_ns as f64 / 1e9));
     members.insert("resets".to_owned(), status.resets.into());
     members
-}
-
-/// Starts the machine of a configuration file in the background, and returns when it runs. What it has to say goes to
-/// `NAME.log` in the run directory.
-///
-/// # Errors
-/// Why it does not run.
-pub fn start(dir: &Path, file: &Path, set: &[String]) -> Result<u8> {
-    let node = crate::config::read(file, set)?;
-    let name = node.text("name");
-    control::make_run_dir(dir)?;
-    let socket = control::socket_path(dir, name);
-    if control::call(&socket, "status", &Members::new(), Some(PATIENCE)).is_ok() {
-        bail!("{name} is running already");
-    }
-    let log = dir.join(format!("{name}.log"));
-    let out = OpenOptions::new().create(true).append(true).mode(0o600).open(&log);
-    let out = out.with_context(|| format!("log {}", log.display()))?;
-    let begin = out.metadata()?.len();
-    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
-    command.arg("--run-dir").arg(dir).args(["run", "--background", "-c"]).arg(file);
-    command.args(set.iter().flat_map(|s| ["-o", s]));
-    // A process group of its own, so that the terminal's signals do not reach it.
-    command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).process_group(0);
-    let mut child = command.spawn().context("cannot start a process")?;
-    let deadline = Instant::now() + STARTUP;
-    loop {
-        if let Ok(status) = control::call(&socket, "status", &Members::new(), Some(PATIENCE)) {
-            // A machine of the name that somebody else started in the meantime is not ours.
-            if status.get("pid") == Some(&child.id().into()) {
-                return Ok(SUCCESS);
-            }
-        }
-        if let Some(status) = child.try_wait()? {
-            let said = tail(&log, begin);
-            let said = said.lines().last().unwrap_or("it says nothing");
-            bail!("{name} did not start ({status}): {}", said.trim_start_matches("bhyve-rs: "));
-        }
-        if Instant::now() > deadline {
-            bail!("{name} does not answer; its log is {}", log.display());
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn tail(log: &Path, from: u64) -> String {
-    use std::io::{Read, Seek, SeekFrom};
-    let mut text = Vec::new();
-    if let Ok(mut file) = File::open(log) {
-        let _ = file.seek(SeekFrom::Start(from)).and_then(|_| file.take(64 << 10).read_to_end(&mut text));
-    }
-    String::from_utf8_lossy(&text).into_owned()
 }

@@ -1,25 +1,30 @@
 //! The life of a machine: assembly, start, reset, power-off, and the exit status that tells which it was.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use boot::platform::{IsaPort, Platform};
 use boot::{Image, Layout, MemoryMap};
-use cpu::Feature;
+use cpu::{Feature, Regs};
 use emu::backend::Chardev;
 use emu::{
-    AddressSpace, Backends, Backing, Clock, DeviceCell, Event, Machine, Ram, RamAddr, Random, ResetKind, Rights,
-    SystemEvent,
+    Access, AddressSpace, Backends, Backing, Clock, DeviceCell, Event, Machine, Ram, RamAddr, Random, ResetKind,
+    Rights, SystemEvent,
 };
 use host::console::{Desk, Nothing, Script, Step};
+use host::control::Events;
 use host::keyboard::Typist;
+use host::net::Cable;
 use host::{Gate, Io, IoThread};
-use hv::{Hypervisor, Outcome, Runner, VmConfig};
+use hv::{Hypervisor, Outcome, Runner, Vcpu, VmConfig};
 use lpc::Ns16550;
+use serde_json::json;
 
+use crate::backoff::Backoff;
 use crate::bios;
 use crate::board::{self, Board};
 use crate::firmware;
@@ -28,7 +33,12 @@ use crate::plan::{Peripherals, Plan};
 use crate::processor::LOW_LIMIT;
 use crate::rom::{self, Firmware};
 use crate::state::Paused;
+use crate::stop::{Method, Policy, Stopping};
 use crate::watch::Watch;
+
+/// The control register of the power management block, and its bit that says whether the guest has taken over ACPI.
+const PM1_CNT: u64 = 4;
+const SCI_EN: u64 = 1;
 
 /// Ports and interrupts of COM1 to COM4.
 const COM: [IsaPort; 4] = [
@@ -82,10 +92,22 @@ pub struct Spec {
     pub rtc_start: i64,
     /// SMBIOS UUID.
     pub uuid: [u8; 16],
+    /// SMBIOS strings in place of the board's.
+    pub strings: board::Strings,
     /// Give the guest ACPI tables.
     pub acpi: bool,
+    /// Give the guest an MP table.
+    pub mptable: bool,
+    /// Keep guest memory from being swapped out.
+    pub wired: bool,
+    /// Put guest memory into core dumps.
+    pub core: bool,
     /// A reset starts the guest again instead of ending the run.
     pub stay: bool,
+    /// One that comes of triple faults has to wait when they are many.
+    pub back_off: bool,
+    /// The hypervisor keeps the machine when the run has ended, for others to destroy.
+    pub keep: bool,
     /// What runs first.
     pub start: Start,
 }
@@ -149,6 +171,9 @@ pub struct Status {
     pub resets: u64,
 }
 
+/// What is to be done with the machine between two orders, and whether it is paused.
+type Question = Box<dyn FnOnce(&Instance, bool) + Send>;
+
 type Answer = Option<Sender<Result<Status, String>>>;
 
 /// What the main thread hears of.
@@ -157,11 +182,13 @@ enum Message {
     System(SystemEvent),
     Order(Order, Answer),
     Change(Box<(Change, host::disk::Image)>, Sender<Result<(), String>>),
+    Stop(Policy, Sender<Result<(), String>>),
+    Question(Question),
 }
 
 /// Gives orders to a machine, from any thread.
 #[derive(Clone)]
-pub struct Handle(Sender<Message>);
+pub struct Handle(Sender<Message>, Events);
 
 impl Handle {
     /// Passes an order on, without waiting.
@@ -182,6 +209,21 @@ impl Handle {
 }
 
 impl Handle {
+    /// What happens to the machine.
+    pub fn events(&self) -> &Events {
+        &self.1
+    }
+
+    /// Has the machine stopped by a policy, and waits until that has begun.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn stop(&self, policy: Policy) -> Result<(), String> {
+        let (tx, answer) = channel();
+        send(&self.0, Message::Stop(policy, tx));
+        answer.recv().unwrap_or_else(|_| Err("the machine has ended".to_owned()))
+    }
+
     /// Changes what is in a drive, and waits until that is done.
     ///
     /// # Errors
@@ -189,6 +231,20 @@ impl Handle {
     pub fn change(&self, change: Change, image: host::disk::Image) -> Result<(), String> {
         let (tx, answer) = channel();
         send(&self.0, Message::Change(Box::new((change, image)), tx));
+        answer.recv().unwrap_or_else(|_| Err("the machine has ended".to_owned()))
+    }
+
+    /// Has `f` called with the machine and whether it is paused, and waits for the result.
+    ///
+    /// # Errors
+    /// What `f` says.
+    pub fn ask_machine<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&Instance, bool) -> Result<T> + Send + 'static,
+    ) -> Result<T, String> {
+        let (tx, answer) = channel();
+        let question = move |machine: &Instance, paused| _ = tx.send(f(machine, paused).map_err(|e| format!("{e:#}")));
+        send(&self.0, Message::Question(Box::new(question)));
         answer.recv().unwrap_or_else(|_| Err("the machine has ended".to_owned()))
     }
 }
@@ -199,7 +255,7 @@ pub struct Inbox(Receiver<Message>);
 /// The two ends of a machine's orders.
 pub fn orders() -> (Handle, Inbox) {
     let (tx, rx) = channel();
-    (Handle(tx), Inbox(rx))
+    (Handle(tx, Events::default()), Inbox(rx))
 }
 
 /// What runs first, made for the machine.
@@ -217,8 +273,9 @@ pub struct Instance {
     board: Board,
     /// The display adapter.
     screen: Option<Arc<DeviceCell>>,
-    serial: Vec<Arc<DeviceCell>>,
+    serial: BTreeMap<usize, Arc<DeviceCell>>,
     media: Arc<Media>,
+    cables: BTreeMap<u32, Cable>,
     platform: Platform,
     start: Started,
     tables: Vec<boot::Piece>,
@@ -230,7 +287,17 @@ pub struct Instance {
     resets: u64,
     /// A triple fault has been reported.
     faulted: bool,
+    /// Of triple faults, if they are to wait.
+    backoff: Option<Backoff>,
+    /// When the guest was started.
+    started: Instant,
+    events: Events,
+    /// People had the machine end, or asked the guest to.
+    asked: bool,
+    stopping: Option<Stopping>,
     messages: Option<Receiver<Message>>,
+    /// It begins paused.
+    held: bool,
     _io: IoThread,
 }
 
@@ -259,10 +326,22 @@ impl Instance {
         connections: Connections,
         watch: Option<&Arc<Watch>>,
     ) -> Result<Instance> {
-        let Connections { io, mut serial, script, plan, orders: (Handle(tx), Inbox(messages)) } = connections;
+        let Connections { io, mut serial, script, plan, orders: (Handle(tx, events), Inbox(messages)) } = connections;
         let low = spec.memory.min(LOW_LIMIT);
-        let ram = Arc::new(Ram::new(spec.memory + (64 << 20)).context("cannot reserve guest memory")?);
-        let block = ram.alloc("ram", spec.memory).context("cannot allocate guest memory")?;
+        let refused = || {
+            let mib = spec.memory >> 20;
+            format!(
+                "the host has no room for {mib} MiB of guest memory; lower `memory`, or raise the limit (ulimit -v)"
+            )
+        };
+        let ram = Arc::new(Ram::new(spec.memory + (64 << 20)).with_context(refused)?);
+        let block = ram.alloc("ram", spec.memory).with_context(refused)?;
+        if !spec.core {
+            ram.leave_out_of_dumps().context("guest memory in core dumps")?;
+        }
+        if spec.wired {
+            ram.wire().context("host.wired: the host does not let this user wire so much memory (ulimit -l)")?;
+        }
         let space = AddressSpace::new(ram.clone());
         for (base, len, at) in
             [(0, 0xa_0000, 0), (0x10_0000, low.saturating_sub(0x10_0000), 0x10_0000), (1 << 32, spec.memory - low, low)]
@@ -277,8 +356,13 @@ impl Instance {
         let machine = Machine::new(space, clock);
         let random = if spec.instruction_clock { Random::seeded(spec.seed) } else { Random::host()? };
         machine.set_random(random);
-        let config =
-            VmConfig { name: spec.name.clone(), cpus: spec.cpus, model: spec.model.clone(), plain: spec.plain };
+        let config = VmConfig {
+            name: spec.name.clone(),
+            cpus: spec.cpus,
+            model: spec.model.clone(),
+            plain: spec.plain,
+            keep: spec.keep,
+        };
         let vm = hypervisor.create(&machine, &config)?;
         let parts = board::Parts {
             kind: spec.board,
@@ -304,10 +388,11 @@ impl Instance {
             Start::Firmware(firmware) => plan.boot_order(&firmware.order),
             _ => Vec::new(),
         };
-        let Peripherals { drives, mut media, screen, wires } = plan.plug(&machine, &board)?;
+        let coms = plan.coms(serial.len());
+        let Peripherals { drives, mut media, screen, wires, cables } = plan.plug(&machine, &io, &board, &mut serial)?;
         let told = tx.clone();
         media.on_stall(move || send(&told, Message::Order(Order::Pause, None)));
-        let ports: Vec<IsaPort> = COM[..serial.len().min(4)].to_vec();
+        let ports: Vec<IsaPort> = COM[..coms.len()].to_vec();
         if let Some(steps) = script {
             for (n, step) in steps.iter().enumerate() {
                 if let Some((nic, _)) = step.frame.as_ref().filter(|(nic, _)| !wires.contains_key(nic)) {
@@ -317,23 +402,25 @@ impl Instance {
             let desk = Some(Desk { typist: board.typist.clone(), screen: screen.clone(), wires });
             // Without a console at COM1 there is still the keyboard.
             let mut nobody = None;
-            let com1 = serial.first_mut().unwrap_or(&mut nobody);
+            let com1 = coms.first().map_or(&mut nobody, |com1| &mut serial[*com1]);
             let output = com1.take().unwrap_or_else(|| Box::new(Nothing));
             *com1 = Some(Script::start(&machine, "com1-script", steps, output, desk).1);
         }
-        let mut uarts = Vec::new();
-        for (n, (port, chardev)) in ports.iter().zip(serial).enumerate() {
-            let backends = Backends { chardev, ..Backends::default() };
+        let mut uarts = BTreeMap::new();
+        for (n, (port, line)) in ports.iter().zip(coms).enumerate() {
+            let backends = Backends { chardevs: vec![serial[line].take()], ..Backends::default() };
             let (base, irq) = (port.port, u32::from(port.irq));
             let uart = machine
                 .plug_with(&format!("com{}", n + 1), None, backends, |slot| Ok(Ns16550::create(slot, base, irq)))
                 .map_err(|e| anyhow::anyhow!(e))?;
-            uarts.push(uart);
+            uarts.insert(line, uart);
         }
 
         let chips = vm.chips();
         let mut platform = board::platform(spec.board, chips.as_deref(), spec.cpus, &spec.model, low, ports, spec.uuid);
         platform.floppy = floppy;
+        platform.mptable = spec.mptable;
+        board::rename(&mut platform.identity, &spec.strings);
         if !spec.acpi {
             platform.acpi = None;
         }
@@ -396,6 +483,7 @@ impl Instance {
             screen,
             serial: uarts,
             media: Arc::new(media),
+            cables,
             platform,
             start,
             tables: pieces,
@@ -406,7 +494,13 @@ impl Instance {
             stay: spec.stay,
             resets: 0,
             faulted: false,
+            backoff: spec.back_off.then(Backoff::default),
+            started: Instant::now(),
+            events,
+            asked: false,
+            stopping: None,
             messages: Some(messages),
+            held: false,
             _io: io,
         };
         instance.start(ResetKind::PowerOn)?;
@@ -477,6 +571,19 @@ impl Instance {
         self.screen.clone()
     }
 
+    /// Who moves the mouse. What it does while the machine is paused is lost.
+    pub fn pointer(&self) -> host::vnc::Pointer {
+        let (gate, mouse) = (self.gate.clone(), self.board.i8042.clone());
+        Box::new(move |dx, dy, wheel, buttons| {
+            gate.try_pass(|| mouse.event(Event::Pointer(dx, dy, wheel, buttons)));
+        })
+    }
+
+    /// The machine is to be paused when it begins to run, until [`Order::Resume`].
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
     /// Runs until the machine ends, or its processors have executed `until` instructions: then there is no way in which
     /// it ended. The second value is for the user, if there is something to say. It runs once.
     pub fn run(&mut self, until: Option<u64>) -> (Option<Ended>, Option<String>) {
@@ -485,7 +592,9 @@ impl Instance {
         }
         // Dropped at the end, and with it the questions that came too late.
         let messages = self.messages.take();
-        self.go();
+        if !self.held {
+            self.go();
+        }
         let ended = messages.map_or((None, None), |messages| self.follow(&messages, until));
         self.halt();
         ended
@@ -505,20 +614,30 @@ impl Instance {
 
     fn follow(&mut self, messages: &Receiver<Message>, until: Option<u64>) -> (Option<Ended>, Option<String>) {
         let mut kept: VecDeque<Message> = VecDeque::new();
-        let mut paused = false;
+        let mut paused = self.held;
         let mut pressed = false;
         // What the guest is told when the machine goes on.
         let mut news: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
         loop {
-            let message = match kept.pop_front().map_or_else(|| messages.recv(), Ok) {
+            let message = match kept.pop_front().map_or_else(|| self.next_message(messages), Ok) {
                 Ok(message) => message,
-                Err(_) => return (Some(Ended::Error), Some("the processors' threads are gone".to_owned())),
+                Err(RecvTimeoutError::Timeout) => match self.press_again(paused, &mut pressed) {
+                    Some(why) => return (Some(Ended::PowerOff), Some(why)),
+                    None => continue,
+                },
+                Err(RecvTimeoutError::Disconnected) => {
+                    return (Some(Ended::Error), Some("the processors' threads are gone".to_owned()));
+                }
             };
             match message {
+                // It has done what it was asked for: on the way down some systems can only reset.
+                Message::System(SystemEvent::Reset) if self.stopping.is_some() => return (Some(Ended::Reboot), None),
                 Message::System(SystemEvent::Reset) | Message::Order(Order::Reset, _) if self.stay => {
                     if let Err(e) = self.start_again(messages, &mut kept) {
                         return (Some(Ended::Error), Some(format!("{e:#}")));
                     }
+                    let by = if matches!(message, Message::System(_)) { "guest" } else { "order" };
+                    self.events.tell("reset", json!({ "by": by }));
                     self.answer(message, paused);
                     if !paused {
                         self.go();
@@ -539,24 +658,24 @@ impl Instance {
                     }
                 }
                 Message::System(event) => {
-                    self.halt();
-                    self.runner.with_vcpus(|v| match event {
+                    self.with_vcpus(paused, |v| match event {
                         SystemEvent::Init if v.index() == 0 => v.init(),
                         SystemEvent::Nmi if v.index() == 0 => v.nmi(),
                         _ => {}
                     });
-                    if !paused {
-                        self.go();
-                    }
                 }
-                Message::Outcome(Outcome::TripleFault(report)) if self.stay => {
+                Message::Outcome(Outcome::TripleFault(report)) if self.stay && self.stopping.is_none() => {
                     // A PC resets. 386BSD and FreeBSD 8's loader reboot in no other way, so it is said once.
                     if !std::mem::replace(&mut self.faulted, true) {
                         tracing::warn!("a triple fault resets the machine; further ones are not reported\n{report}");
                     }
+                    if let Some(ended) = self.wait_after_fault(messages, &mut kept) {
+                        return (Some(ended), None);
+                    }
                     if let Err(e) = self.start_again(messages, &mut kept) {
                         return (Some(Ended::Error), Some(format!("{e:#}")));
                     }
+                    self.events.tell("reset", json!({ "by": "triple fault" }));
                     // The outcome took the place of the end that was ordered.
                     if let Some(n) = until {
                         self.runner.pause_at(n);
@@ -579,12 +698,27 @@ impl Instance {
                     });
                     let _ = answer.send(done);
                 }
+                Message::Question(question) => question(self, paused),
+                Message::Stop(policy, answer) => {
+                    self.asked = true;
+                    self.stopping = Some(Stopping::begin(policy));
+                    let _ = answer.send(Ok(()));
+                    if let Some(why) = self.press_again(paused, &mut pressed) {
+                        return (Some(Ended::PowerOff), Some(why));
+                    }
+                }
                 Message::Order(order, _) => {
                     match order {
-                        Order::PowerButton if paused => pressed = true,
-                        Order::PowerButton => self.press(),
+                        Order::PowerButton => {
+                            self.asked = true;
+                            pressed |= paused;
+                            if !paused {
+                                self.press();
+                            }
+                            self.events.tell("power-button", json!({}));
+                        }
                         Order::Break(port) => {
-                            if let Some(uart) = self.serial.get(port)
+                            if let Some(uart) = self.serial.get(&port)
                                 && !paused
                             {
                                 self.gate.pass(|| uart.event(Event::Break));
@@ -593,6 +727,7 @@ impl Instance {
                         Order::Pause if !paused => {
                             self.halt();
                             paused = true;
+                            self.events.tell("paused", json!({}));
                         }
                         Order::Resume if paused => {
                             paused = false;
@@ -602,9 +737,11 @@ impl Instance {
                             if std::mem::take(&mut pressed) {
                                 self.press();
                             }
+                            self.events.tell("resumed", json!({}));
                         }
                         Order::Pause | Order::Resume | Order::Query | Order::Reset | Order::Kill => {}
                     }
+                    self.asked |= matches!(order, Order::Reset | Order::Kill);
                     self.answer(message, paused);
                     match order {
                         Order::Reset => return (Some(Ended::Reboot), None),
@@ -616,18 +753,132 @@ impl Instance {
         }
     }
 
+    /// Runs `f` on all processors, which stand still for it.
+    fn with_vcpus<T>(&self, paused: bool, f: impl FnMut(&mut dyn Vcpu) -> T) -> Vec<T> {
+        self.halt();
+        let results = self.runner.with_vcpus(f);
+        if !paused {
+            self.go();
+        }
+        results
+    }
+
+    /// Each processor's counters.
+    ///
+    /// # Errors
+    /// What the host refuses.
+    pub fn stats(&self) -> Result<Vec<Vec<(String, u64)>>> {
+        self.runner.stats()
+    }
+
+    /// Each processor's registers.
+    ///
+    /// # Errors
+    /// What the host refuses.
+    pub fn registers(&self, paused: bool) -> Result<Vec<Regs>> {
+        self.with_vcpus(paused, |v| v.regs()).into_iter().collect()
+    }
+
+    /// Sends a processor an NMI.
+    ///
+    /// # Errors
+    /// There is no such processor.
+    pub fn nmi(&self, cpu: u32, paused: bool) -> Result<()> {
+        let sent = self.with_vcpus(paused, |v| (v.index() == cpu).then(|| v.nmi()));
+        if sent.iter().all(Option::is_none) {
+            bail!("there is no processor {cpu}; the last one is {}", sent.len() - 1);
+        }
+        Ok(())
+    }
+
     /// Stops everything and brings the machine to where it is after a reset.
     fn start_again(&mut self, messages: &Receiver<Message>, kept: &mut VecDeque<Message>) -> Result<()> {
         self.halt();
         // What the old run had to say is of no interest to the new one; orders are.
-        kept.extend(messages.try_iter().filter(|m| matches!(m, Message::Order(..) | Message::Change(..))));
+        kept.extend(messages.try_iter().filter(|m| !matches!(m, Message::Outcome(_) | Message::System(_))));
         self.start(ResetKind::System)?;
         self.resets += 1;
+        self.started = Instant::now();
         Ok(())
     }
 
     fn press(&self) {
         self.gate.pass(|| self.board.pm.event(Event::PowerButton));
+    }
+
+    /// The next message, if it comes before the machine has to be asked again to stop.
+    fn next_message(&self, messages: &Receiver<Message>) -> Result<Message, RecvTimeoutError> {
+        match self.stopping.as_ref().and_then(Stopping::next) {
+            Some(next) => messages.recv_timeout(next.saturating_duration_since(Instant::now())),
+            None => Ok(messages.recv()?),
+        }
+    }
+
+    /// Asks the guest to stop, if it is time for that. When it is time to cut the power, what the user is to know.
+    fn press_again(&mut self, paused: bool, pressed: &mut bool) -> Option<String> {
+        let stopping = self.stopping.as_mut()?;
+        if let Some(why) = stopping.is_over() {
+            self.events.tell("forced", json!({ "why": why }));
+            return Some(why);
+        }
+        let method = stopping.press()?;
+        let acpi = self.board.pm.read(0, PM1_CNT, 2) & SCI_EN != 0;
+        let keys = match method {
+            Method::Auto => !acpi,
+            Method::Keyboard => true,
+            Method::Acpi | Method::Kill => false,
+        };
+        if keys {
+            // What has no place among the keys that wait is typed the next time.
+            let keys = host::keyboard::parse("<ctrl-alt-delete>").unwrap_or_default();
+            self.board.typist.press(&keys);
+        } else if paused {
+            *pressed = true;
+        } else {
+            self.press();
+        }
+        let how = if keys { "ctrl-alt-delete" } else { "power-button" };
+        self.events.tell(how, json!({ "by": "stop" }));
+        None
+    }
+
+    /// Waits before the guest is started again after a triple fault, if there were others lately. Orders are followed
+    /// as far as they can be; the end that is asked for comes at once.
+    fn wait_after_fault(&mut self, messages: &Receiver<Message>, kept: &mut VecDeque<Message>) -> Option<Ended> {
+        let wait = self.backoff.as_mut()?.after(self.started.elapsed());
+        if wait.is_zero() {
+            return None;
+        }
+        self.halt();
+        self.events.tell("waiting", json!({ "seconds": wait.as_secs(), "after": "triple fault" }));
+        let end = Instant::now() + wait;
+        loop {
+            match messages.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(message @ Message::Order(Order::Query, _)) => self.answer(message, false),
+                Ok(message @ Message::Order(Order::Reset, _)) => {
+                    self.answer(message, false);
+                    return None;
+                }
+                Ok(message @ Message::Order(Order::Kill | Order::PowerButton, _)) => {
+                    self.asked = true;
+                    self.answer(message, false);
+                    return Some(Ended::TripleFault);
+                }
+                Ok(Message::Stop(_, answer)) => {
+                    self.asked = true;
+                    let _ = answer.send(Ok(()));
+                    return Some(Ended::TripleFault);
+                }
+                Ok(Message::Question(question)) => question(self, true),
+                Ok(message) => kept.push_back(message),
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// Whether the end was asked for by people.
+    pub fn asked(&self) -> bool {
+        self.asked
     }
 
     /// Answers an order that has been followed.
@@ -641,6 +892,11 @@ impl Instance {
     /// What its drives have in them.
     pub fn media(&self) -> Arc<Media> {
         self.media.clone()
+    }
+
+    /// What its network cards are connected by, by their numbers.
+    pub fn cables(&self) -> BTreeMap<u32, Cable> {
+        self.cables.clone()
     }
 
     /// Instructions executed by all processors, where they are counted, and nanoseconds of guest time.

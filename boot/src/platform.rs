@@ -24,6 +24,8 @@ pub struct Platform {
     pub lapic_base: u32,
     /// The I/O APIC. Without one there is no MADT, no MP table, and `_PRT` knows PIC mode only.
     pub ioapic: Option<IoApic>,
+    /// List processors and interrupts in an MP table too.
+    pub mptable: bool,
     /// A pair of 8259 is there. Without one there is no $PIR, and `_PRT` knows APIC mode only.
     pub pic: bool,
     /// ISA interrupts that do not arrive, edge-triggered and active high, at the I/O APIC pin of their own number.
@@ -447,6 +449,7 @@ pub(crate) mod tests {
             processor: Processor { signature: 0x6F2, features: 0x78B_FBFF, mhz: 1000, ..Processor::default() },
             lapic_base: 0xFEE0_0000,
             ioapic: Some(IoApic { id: 2, base: 0xFEC0_0000, version: 0x11, pins: 24 }),
+            mptable: true,
             pic: true,
             overrides: vec![
                 IsaOverride { irq: 0, gsi: 2, polarity: Polarity::Bus, trigger: Trigger::Bus },

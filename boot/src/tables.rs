@@ -26,7 +26,7 @@ pub struct Tables {
     pub pieces: Vec<Piece>,
     /// Guest-physical address of the RSDP, if there is ACPI.
     pub rsdp: Option<u64>,
-    /// Guest-physical address of the MP floating pointer, if there is an I/O APIC.
+    /// Guest-physical address of the MP floating pointer, if there is an I/O APIC and the table is wanted.
     pub mp: Option<u64>,
     /// Guest-physical address of the $PIR table, if there is an interrupt router and a PIC.
     pub pir: Option<u64>,
@@ -63,7 +63,7 @@ pub fn build(platform: &Platform, map: &mut MemoryMap) -> Result<Tables> {
         high.push(Piece { gpa: facs, bytes: acpi.facs });
         rsdp = place(&|_| Some(acpi.rsdp.clone()));
     }
-    let mp = place(&|at| mp::build(platform, at));
+    let mp = if platform.mptable { place(&|at| mp::build(platform, at)) } else { None };
     let pir = place(&|_| pir::build(platform));
     let smbios = place(&|at| Some(smbios::build(platform, map, at))).context("no SMBIOS table")?;
     ensure!(

@@ -13,7 +13,7 @@ use crate::value::{Setting, Text, describe};
 pub(crate) fn check(tree: &Tree, schema: Schema<'_>, partial: bool) -> (Node, Vec<Error>) {
     let mut tree = tree.clone();
     tree.spread_wildcards();
-    let expander = Expander { tree: &tree, root: schema.root };
+    let expander = Expander { tree: &tree, root: schema.root, missing: None };
     let mut checker = Checker { schema, expander, partial, errors: Vec::new() };
     let place = Place { path: "", index: 0, origin: &tree.origin };
     let node = checker.section(schema.root, Some(&tree.root), place);
@@ -81,7 +81,8 @@ impl Checker<'_> {
                 Shape::Array { max } => {
                     arrays.insert(below.name, self.array(below, max, item, &path));
                 }
-                Shape::Free => self.free(item, &path),
+                Shape::Free => self.free(item, &path, false),
+                Shape::Tree => self.free(item, &path, true),
             }
         }
         let origin = place.origin.clone();
@@ -302,7 +303,7 @@ impl Checker<'_> {
         nodes
     }
 
-    fn free(&mut self, item: Option<&Item>, path: &str) {
+    fn free(&mut self, item: Option<&Item>, path: &str, sections: bool) {
         match item.map(|item| (&item.key, &item.entry)) {
             None => {}
             Some((_, Entry::Branch(branch))) => {
@@ -310,6 +311,7 @@ impl Checker<'_> {
                     let path = join(path, name);
                     let allowed = "a single value";
                     match &item.entry {
+                        Entry::Branch(_) if sections => self.free(Some(item), &path, true),
                         // An integer or a boolean does as well as a text: it is only ever put into another value.
                         Entry::Value(value) => {
                             if let Some((text, _)) = self.expanded(value, &path) {
@@ -371,7 +373,7 @@ impl Checker<'_> {
                     self.given(node, key, Problem::new(message).allowed(format!("with {when} = {}", words.join(", "))));
                 }
             }
-            Rule::Unique { keys, only, what } => self.unique(node, keys, only, what),
+            Rule::Unique { keys, share, only, what } => self.unique(node, (keys, share), only, what),
         }
     }
 
@@ -406,8 +408,8 @@ impl Checker<'_> {
         self.errors.push(Error::new(origin, join(&node.path, key), problem));
     }
 
-    fn unique(&mut self, node: &Node, keys: &[&str], only: Option<&str>, what: &str) {
-        let mut seen: Vec<(String, String, Origin)> = Vec::new();
+    fn unique(&mut self, node: &Node, (keys, share): (&[&str], &[&str]), only: Option<&str>, what: &str) {
+        let mut seen: Vec<(String, String, Origin, bool)> = Vec::new();
         for pattern in keys {
             let (section, name) = pattern.rsplit_once('.').unwrap_or(("", pattern));
             for found in matching(node, section) {
@@ -416,13 +418,16 @@ impl Checker<'_> {
                 if only.is_some_and(|only| only != text) {
                     continue;
                 }
-                seen.push((text, join(&found.path, name), held.origin.clone()));
+                seen.push((text, join(&found.path, name), held.origin.clone(), share.contains(pattern)));
             }
         }
         // The second in the file is the one to complain of, whatever order the patterns come in.
-        seen.sort_by(|(_, _, a), (_, _, b)| (a.file(), a.line(), a.column()).cmp(&(b.file(), b.line(), b.column())));
-        for (i, (text, path, origin)) in seen.iter().enumerate() {
-            if let Some((_, first, place)) = seen[..i].iter().find(|(other, _, _)| other == text) {
+        seen.sort_by(|(_, _, a, _), (_, _, b, _)| {
+            (a.file(), a.line(), a.column()).cmp(&(b.file(), b.line(), b.column()))
+        });
+        for (i, (text, path, origin, shares)) in seen.iter().enumerate() {
+            let taken = |(other, _, _, too): &&(String, String, Origin, bool)| other == text && !(*shares && *too);
+            if let Some((_, first, place, _)) = seen[..i].iter().find(taken) {
                 self.error(origin, path, Problem::new(format!("{what} {text} is already used by {first} at {place}")));
             }
         }

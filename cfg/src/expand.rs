@@ -1,6 +1,7 @@
 //! `%(name)` in a value stands for the value of the key `name`, `%%` for a percent sign; any other `%` is itself.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 
 use crate::error::{Problem, nearest, quoted};
 use crate::key::Section;
@@ -16,6 +17,8 @@ const LONGEST: usize = 64 << 10;
 pub(crate) struct Expander<'a> {
     pub(crate) tree: &'a Tree,
     pub(crate) root: &'static Section,
+    /// Where keys are noted that are not there, if that is no fault.
+    pub(crate) missing: Option<&'a RefCell<BTreeSet<String>>>,
 }
 
 impl Expander<'_> {
@@ -97,6 +100,10 @@ impl Expander<'_> {
                         default = key.default;
                     }
                 });
+                if let (None, Some(missing)) = (default, self.missing) {
+                    missing.borrow_mut().insert(name.to_owned());
+                    return Ok(String::new());
+                }
                 default.map(str::to_owned).ok_or_else(|| {
                     let keys = self.tree.keys();
                     let near = nearest(name, keys.iter().map(String::as_str));
@@ -132,7 +139,7 @@ mod tests {
         for (key, text) in lines {
             tree.set(key, *text, &origin).unwrap();
         }
-        Expander { tree: &tree, root: &ROOT }.expand("self", text).map_err(|problem| problem.message)
+        Expander { tree: &tree, root: &ROOT, missing: None }.expand("self", text).map_err(|problem| problem.message)
     }
 
     #[test]

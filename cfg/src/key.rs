@@ -141,6 +141,8 @@ pub enum Shape {
     },
     /// `[name]` with any names, each of them a text that `%(name.x)` may refer to.
     Free,
+    /// The same, with sections in it.
+    Tree,
 }
 
 /// What must hold between the keys of a section. Keys are named within the section.
@@ -174,6 +176,8 @@ pub enum Rule {
     Unique {
         /// Dotted keys, `*` for every element of an array.
         keys: &'static [&'static str],
+        /// Those of them that may have the same value as one another.
+        share: &'static [&'static str],
         /// Only this value is unique, others may repeat.
         only: Option<&'static str>,
         /// What the value is called in the error: `PCI slot`.

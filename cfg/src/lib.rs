@@ -34,6 +34,7 @@
 //! The crate knows nothing of devices: the words for models, and the keys that each of them has, come from the
 //! caller's [`Catalogue`].
 
+pub mod bhyve;
 mod check;
 mod draft;
 mod error;

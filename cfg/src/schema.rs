@@ -19,8 +19,16 @@ const fn key(name: &'static str, kind: Kind, default: Option<&'static str>, help
     Key { name, kind, default, help }
 }
 
-/// Where on the PCI bus a device sits.
+/// Where on the PCI bus a device sits. Drives of one model in one slot are at one controller.
 const SLOT: Key = key("slot", Kind::PciSlot, None, "PCI slot; by default the first that is free");
+
+/// Where on a controller a drive is.
+const UNIT: Key = key(
+    "unit",
+    Kind::Int { min: 0, max: 31 },
+    None,
+    "its place at the controller in that slot, from 0; by default the first that is free",
+);
 
 /// A whole machine: the root of every configuration.
 pub static MACHINE: Section = Section {
@@ -43,17 +51,22 @@ pub static MACHINE: Section = Section {
             "start of everything random (numbers, date, UUID, MACs) if clock = instructions",
         ),
     ],
-    sections: &[BOOT, DISK, CD, FLOPPY, NIC, DEVICE, SERIAL, CPU, ACPI, SCREEN, QUIRKS, SANDBOX, AUTOSTART, VARS],
+    sections: &[
+        BOOT, DISK, CD, FLOPPY, NIC, DEVICE, SERIAL, CPU, ACPI, SCREEN, RTC, LPC, SMBIOS, HOST, QUIRKS, SANDBOX, STOP,
+        AUTOSTART, VARS, BHYVE,
+    ],
     rules: &[
         Rule::Required("name"),
         Rule::Unique {
-            keys: &["disk.*.slot", "cd.*.slot", "nic.*.slot", "device.*.slot", "screen.slot"],
+            keys: &["disk.*.slot", "cd.*.slot", "nic.*.slot", "device.*.slot", "serial.*.slot", "screen.slot"],
+            // One controller has several drives, and one console several ports.
+            share: &["disk.*.slot", "cd.*.slot", "serial.*.slot"],
             only: None,
             what: "PCI slot",
         },
-        Rule::Unique { keys: &["nic.*.mac"], only: None, what: "MAC address" },
-        Rule::Unique { keys: &["serial.*.backend"], only: Some("stdio"), what: "backend" },
-        Rule::Unique { keys: &["serial.*.address", "screen.vnc"], only: None, what: "address" },
+        Rule::Unique { keys: &["nic.*.mac"], share: &[], only: None, what: "MAC address" },
+        Rule::Unique { keys: &["serial.*.backend"], share: &[], only: Some("stdio"), what: "backend" },
+        Rule::Unique { keys: &["serial.*.address", "screen.vnc"], share: &[], only: None, what: "address" },
     ],
     ..Section::EMPTY
 };
@@ -107,7 +120,7 @@ const DISK: Section = Section {
         key("readonly", Kind::Bool, Some("false"), "refuse writes"),
         key(
             "cache",
-            Kind::Choice(&["writeback", "writethrough", "none"]),
+            Kind::Choice(&["writeback", "writethrough", "none", "directsync"]),
             Some("writeback"),
             "use of the host's cache",
         ),
@@ -119,8 +132,9 @@ const DISK: Section = Section {
             "when the host fails: the guest sees a device error, or the machine waits to be resumed",
         ),
         SLOT,
+        UNIT,
     ],
-    rules: &[Rule::Required("path")],
+    rules: &[Rule::Required("path"), Rule::Needs("unit", "slot")],
     ..Section::EMPTY
 };
 
@@ -132,7 +146,9 @@ const CD: Section = Section {
         key("path", READABLE, None, "ISO image or drive; without one the tray is empty"),
         key("model", Kind::Named("cd"), None, "controller; by default the profile's"),
         SLOT,
+        UNIT,
     ],
+    rules: &[Rule::Needs("unit", "slot")],
     ..Section::EMPTY
 };
 
@@ -157,22 +173,42 @@ const NIC: Section = Section {
         key("model", Kind::Named("nic"), None, "chip; by default the profile's"),
         key(
             "backend",
-            Kind::Choice(&["nat", "tap", "bridge", "socket", "script", "none"]),
+            Kind::Choice(&["nat", "tap", "bridge", "socket", "switch", "script", "none"]),
             Some("nat"),
             "where the cable goes",
         ),
         key("mac", Kind::Mac, None, "MAC address; by default made from the name and the slot"),
-        key("forward", Kind::List(&Kind::Text), None, "ports of the host that reach the guest"),
+        key("rate", Kind::Text, None, "bits a second each way, 10M; by default as fast as it goes"),
+        key("create", Kind::Bool, None, "make the tap or bridge if it is not there, until the machine ends"),
+        key("forward", Kind::List(&Kind::Text), None, "ports of the host that reach the guest: tcp:127.0.0.1:2222:22"),
+        key("network", Kind::Text, Some("10.0.2.0/24"), "IPv4 network; gateway, name server, guest are its 2, 3, 15"),
+        key("prefix6", Kind::List(&Kind::Text), Some("fd00:0:0:2::/64"), "IPv6 prefixes; none for no IPv6"),
+        key("dns", Kind::List(&Kind::Text), None, "name servers that are asked; by default the host's"),
+        key("outbound", Kind::Bool, Some("true"), "whether the guest reaches others than this machine's own network"),
+        key("host_loopback", Kind::Bool, Some("false"), "whether the gateway's address leads to the host's loopback"),
+        key("tftp", Kind::Path(PathCheck::Directory), None, "directory that the gateway offers by TFTP"),
+        key("bootfile", Kind::Text, None, "file that DHCP names to who boots from the network"),
         key("interface", Kind::Word { max: 15 }, None, "tap interface, or bridge to join"),
-        key("path", IN_DIRECTORY, None, "socket"),
+        key("path", IN_DIRECTORY, None, "socket of the cable, or of a switch"),
+        key("rom", READABLE, None, "the card's boot ROM, such as iPXE's"),
         SLOT,
     ],
     rules: &[
         Rule::OnlyWhen { key: "forward", when: "backend", is: &["nat"] },
+        Rule::OnlyWhen { key: "network", when: "backend", is: &["nat"] },
+        Rule::OnlyWhen { key: "prefix6", when: "backend", is: &["nat"] },
+        Rule::OnlyWhen { key: "dns", when: "backend", is: &["nat"] },
+        Rule::OnlyWhen { key: "outbound", when: "backend", is: &["nat"] },
+        Rule::OnlyWhen { key: "host_loopback", when: "backend", is: &["nat"] },
+        Rule::OnlyWhen { key: "tftp", when: "backend", is: &["nat"] },
+        Rule::OnlyWhen { key: "bootfile", when: "backend", is: &["nat"] },
         Rule::OnlyWhen { key: "interface", when: "backend", is: &["tap", "bridge"] },
-        Rule::OnlyWhen { key: "path", when: "backend", is: &["socket"] },
+        Rule::OnlyWhen { key: "create", when: "backend", is: &["tap", "bridge"] },
+        Rule::OnlyWhen { key: "path", when: "backend", is: &["socket", "switch"] },
         Rule::NeedsWhen { key: "backend", is: "bridge", needs: "interface" },
+        Rule::NeedsWhen { key: "backend", is: "tap", needs: "interface" },
         Rule::NeedsWhen { key: "backend", is: "socket", needs: "path" },
+        Rule::NeedsWhen { key: "backend", is: "switch", needs: "path" },
     ],
     ..Section::EMPTY
 };
@@ -189,23 +225,39 @@ const DEVICE: Section = Section {
 const SERIAL: Section = Section {
     name: "serial",
     help: "a serial port; the first is COM1",
-    shape: Shape::Array { max: 4 },
+    shape: Shape::Array { max: 24 },
     keys: &[
         key(
+            "model",
+            Kind::Named("serial"),
+            None,
+            "one of COM1 to COM4 (com) unless it is a PCI port, or a port of a virtio console",
+        ),
+        key("port", Kind::Text, None, "what a guest's programs know the port of a virtio console by"),
+        SLOT,
+        key(
             "backend",
-            Kind::Choice(&["stdio", "socket", "pty", "tcp", "file", "none"]),
+            Kind::Choice(&["stdio", "console", "socket", "pty", "tty", "nmdm", "tcp", "file", "none"]),
             None,
             "where the other end of the cable is",
         ),
-        key("path", IN_DIRECTORY, None, "socket, file, or name for the pty"),
+        key("path", IN_DIRECTORY, None, "socket, file, terminal device, end of a null modem, or name for the pty"),
         key("address", Kind::Address, None, "TCP address to listen on"),
+        key("log", IN_DIRECTORY, None, "file that keeps its output; in the background there is one in any case"),
+        key("log_size", Kind::Size { min: 4 << 10, max: 1 << 40 }, Some("1M"), "when that file is put aside"),
+        key("log_keep", Kind::Int { min: 0, max: 99 }, Some("3"), "how many of those are kept"),
     ],
     rules: &[
         Rule::Required("backend"),
+        Rule::OnlyWhen { key: "port", when: "model", is: &["virtio-console"] },
+        Rule::OnlyWhen { key: "slot", when: "model", is: &["uart", "virtio-console"] },
+        Rule::OnlyWhen { key: "log", when: "backend", is: &["console"] },
         Rule::NeedsWhen { key: "backend", is: "socket", needs: "path" },
         Rule::NeedsWhen { key: "backend", is: "file", needs: "path" },
+        Rule::NeedsWhen { key: "backend", is: "tty", needs: "path" },
+        Rule::NeedsWhen { key: "backend", is: "nmdm", needs: "path" },
         Rule::NeedsWhen { key: "backend", is: "tcp", needs: "address" },
-        Rule::OnlyWhen { key: "path", when: "backend", is: &["socket", "pty", "file"] },
+        Rule::OnlyWhen { key: "path", when: "backend", is: &["console", "socket", "pty", "tty", "nmdm", "file"] },
         Rule::OnlyWhen { key: "address", when: "backend", is: &["tcp"] },
     ],
     ..Section::EMPTY
@@ -223,6 +275,10 @@ const CPU: Section = Section {
         key("enable", Kind::List(&Kind::Named("cpu-feature")), None, "features to add"),
         key("disable", Kind::List(&Kind::Named("cpu-feature")), None, "features to take away"),
         key("hypervisor", Kind::Choice(&["none", "bhyve", "kvm"]), Some("none"), "hypervisor leaf"),
+        key("sockets", Kind::Int { min: 1, max: 32 }, None, "packages; by default all processors are in one"),
+        key("cores", Kind::Int { min: 1, max: 32 }, None, "cores in each"),
+        key("threads", Kind::Int { min: 1, max: 32 }, None, "threads in each core"),
+        key("strictmsr", Kind::Bool, Some("true"), "an unknown MSR raises #GP; else it reads as 0"),
     ],
     ..Section::EMPTY
 };
@@ -246,13 +302,117 @@ const SCREEN: Section = Section {
         key("model", Kind::Named("screen"), None, "adapter, or none; by default the profile's"),
         key(
             "backend",
-            Kind::Choice(&["none", "terminal"]),
+            Kind::Choice(&["none", "terminal", "vnc"]),
             Some("none"),
-            "who looks at it: terminal shows its text where bhyve-rs was started, and types there",
+            "who looks at it: terminal shows its text where bhyve-rs was started, and types there; vnc: any viewer",
         ),
         key("rom", READABLE, None, "the adapter's BIOS, for external firmware"),
-        key("vnc", Kind::Address, None, "TCP address of the VNC server"),
+        key(
+            "vnc",
+            Kind::Address,
+            None,
+            "TCP address of the VNC server; with backend = \"vnc\" alone 5900 of this host",
+        ),
+        key("vnc_socket", IN_DIRECTORY, None, "UNIX socket of the VNC server"),
+        key("vnc_remote", Kind::Bool, Some("false"), "other hosts may reach it without a password, too"),
+        key("vnc_password", Kind::Text, None, "password of its viewers, of which eight letters matter"),
+        key("vnc_password_file", READABLE, None, "file whose first line is that"),
+        key("vnc_view_password_file", READABLE, None, "file with the password of viewers that cannot type"),
+        key("vnc_readonly", Kind::Bool, Some("false"), "no viewer can type"),
+        key("vnc_wait", Kind::Bool, Some("false"), "the guest starts when the first viewer is there"),
+        key(
+            "keyboard",
+            Kind::Choice(&["us", "gb", "de", "fr", "es", "jp"]),
+            Some("us"),
+            "the guest's keyboard, for viewers that send characters and no keys",
+        ),
         SLOT,
+    ],
+    rules: &[Rule::Exclusive(&["vnc_password", "vnc_password_file"])],
+    ..Section::EMPTY
+};
+
+const RTC: Section = Section {
+    name: "rtc",
+    help: "the clock that runs when the machine is off",
+    keys: &[key("use_localtime", Kind::Bool, Some("false"), "it shows the host's local time instead of UTC")],
+    ..Section::EMPTY
+};
+
+const LPC: Section = Section {
+    name: "lpc",
+    help: "the bridge to the ISA bus of the board bhyve",
+    keys: &[key("slot", Kind::Int { min: 1, max: 31 }, Some("31"), "its PCI slot")],
+    ..Section::EMPTY
+};
+
+/// Strings of SMBIOS, by bhyve_config(5)'s names. Without one it is the board's.
+const fn string(name: &'static str, help: &'static str) -> Key {
+    key(name, Kind::Text, None, help)
+}
+
+const SMBIOS: Section = Section {
+    name: "smbios",
+    help: "what SMBIOS says of the machine",
+    sections: &[
+        Section {
+            name: "bios",
+            help: "BIOS",
+            keys: &[
+                string("vendor", "vendor"),
+                string("version", "version"),
+                string("release_date", "date, MM/DD/YYYY"),
+            ],
+            ..Section::EMPTY
+        },
+        Section {
+            name: "system",
+            help: "system",
+            keys: &[
+                string("manufacturer", "manufacturer"),
+                string("product_name", "product"),
+                string("version", "version"),
+                string("serial_number", "serial number"),
+                string("sku", "SKU"),
+                string("family_name", "family"),
+            ],
+            ..Section::EMPTY
+        },
+        Section {
+            name: "board",
+            help: "main board",
+            keys: &[
+                string("manufacturer", "manufacturer"),
+                string("product_name", "product"),
+                string("version", "version"),
+                string("serial_number", "serial number"),
+                string("asset_tag", "asset tag"),
+                string("location", "location in the chassis"),
+            ],
+            ..Section::EMPTY
+        },
+        Section {
+            name: "chassis",
+            help: "chassis",
+            keys: &[
+                string("manufacturer", "manufacturer"),
+                string("version", "version"),
+                string("serial_number", "serial number"),
+                string("asset_tag", "asset tag"),
+                string("sku", "SKU"),
+            ],
+            ..Section::EMPTY
+        },
+    ],
+    ..Section::EMPTY
+};
+
+const HOST: Section = Section {
+    name: "host",
+    help: "what the machine's process asks of the host",
+    keys: &[
+        key("wired", Kind::Bool, Some("false"), "keep guest memory from being swapped out"),
+        key("core", Kind::Bool, Some("false"), "put guest memory into core dumps"),
     ],
     ..Section::EMPTY
 };
@@ -280,6 +440,22 @@ const SANDBOX: Section = Section {
     ..Section::EMPTY
 };
 
+const STOP: Section = Section {
+    name: "stop",
+    help: "how the guest is brought to an end",
+    keys: &[
+        key(
+            "method",
+            Kind::Choice(&["auto", "acpi", "keyboard", "kill"]),
+            Some("auto"),
+            "power button, Ctrl-Alt-Delete, or neither; auto: the button for a guest that has taken over ACPI",
+        ),
+        key("repeat", Kind::Duration, Some("10s"), "time until it is asked again; 0s: never"),
+        key("timeout", Kind::Duration, Some("60s"), "time until its power is cut; 0s: never"),
+    ],
+    ..Section::EMPTY
+};
+
 const AUTOSTART: Section = Section {
     name: "autostart",
     help: "start with the host",
@@ -289,12 +465,20 @@ const AUTOSTART: Section = Section {
         key("after", Kind::List(&NAME), None, "machines that must run before"),
         key("delay", Kind::Duration, Some("0s"), "wait before the start"),
         key("restart", Kind::Choice(&["never", "reboot", "failure", "always"]), Some("reboot"), "when to start again"),
+        key("user", Kind::Word { max: 32 }, None, "whose process it is; by default root's, as the one who starts it"),
     ],
     ..Section::EMPTY
 };
 
 const VARS: Section =
     Section { name: "vars", help: "names of one's own, for %(vars.name)", shape: Shape::Free, ..Section::EMPTY };
+
+const BHYVE: Section = Section {
+    name: "bhyve",
+    help: "bhyve_config(5)'s keys that this has no key of its own for, as a conversion keeps them",
+    shape: Shape::Tree,
+    ..Section::EMPTY
+};
 
 #[cfg(test)]
 mod tests {

@@ -177,6 +177,11 @@ impl Branch {
         self.items.get(&Name::new(name))
     }
 
+    /// The names, in order.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        self.items.keys().map(ToString::to_string)
+    }
+
     /// True if every name is a number: the elements of an array of tables.
     pub(crate) fn is_array(&self) -> bool {
         !self.items.is_empty() && self.items.keys().all(|name| matches!(name, Name::Index(_)))

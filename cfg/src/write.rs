@@ -41,7 +41,11 @@ impl Writer<'_> {
                 _ => None,
             };
             let Some(elements) = elements else {
-                self.header(&path, "[", "]");
+                // What holds only sections is named by theirs.
+                let leaves = below.items.values().any(|item| !matches!(item.entry, Entry::Branch(_)));
+                if leaves || below.items.is_empty() {
+                    self.header(&path, "[", "]");
+                }
                 self.branch(below, section, &path);
                 continue;
             };

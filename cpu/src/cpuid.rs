@@ -37,12 +37,20 @@ impl Model {
         self.siblings().next_power_of_two().trailing_zeros()
     }
 
+    /// Bits of an APIC id below the core.
+    fn thread_bits(&self) -> u32 {
+        self.threads().next_power_of_two().trailing_zeros()
+    }
+
     /// Leaf 4: type and level, ways, sets, ids that share it.
     fn cache(&self, kind: u32, level: u32, c: Cache) -> [u32; 4] {
         let line = self.caches.line;
         let sets = (c.kib << 10) / (line * c.ways);
-        let sharing = (1 << self.id_bits()) - 1;
-        [kind | level << 5 | 1 << 8 | sharing << 26, (c.ways - 1) << 22 | (line - 1), sets - 1, 0]
+        let cores = (1 << (self.id_bits() - self.thread_bits())) - 1;
+        // In a topology that was asked for, the last level is the package's; the others are a core's.
+        let package = level == 3 && self.cores != 0;
+        let sharing = (1 << if package { self.id_bits() } else { self.thread_bits() }) - 1;
+        [kind | level << 5 | 1 << 8 | sharing << 14 | cores << 26, (c.ways - 1) << 22 | (line - 1), sets - 1, 0]
     }
 
     /// Leaf 80000005: a level 1 cache.
@@ -148,7 +156,7 @@ impl Model {
                 if !shown.apic {
                     edx &= !APIC;
                 }
-                if m.cpus < 2 {
+                if m.siblings() < 2 {
                     edx &= !HTT;
                 }
                 let id = if m.has(Apic) { shown.apic_id << 24 } else { 0 };
@@ -166,18 +174,18 @@ impl Model {
             0xb if m.has(Apic) => {
                 let id = shown.apic_id;
                 match sub {
-                    0 => [0, 1, 1 << 8, id],
+                    0 => [m.thread_bits(), m.threads(), 1 << 8, id],
                     1 => [m.id_bits(), m.siblings(), 2 << 8 | 1, id],
                     _ => [0, 0, sub & 0xff, id],
                 }
             }
             0xd if m.has(Xsave) && sub == 0 => [XCR0_ALL as u32, XSAVE_AREA, XSAVE_AREA, 0],
-            0x15 if !amd && m.tsc_hz != 0 => {
-                let common = gcd(m.tsc_hz, CRYSTAL_HZ);
-                let ratio = u32::try_from(m.tsc_hz / common).unwrap_or(0);
-                [(CRYSTAL_HZ / common) as u32, ratio, CRYSTAL_HZ as u32, 0]
+            0x15 if !amd => crystal_ratio(m.tsc_hz)
+                .map_or([0; 4], |(denominator, numerator)| [denominator, numerator, CRYSTAL_HZ as u32, 0]),
+            0x16 if !amd => {
+                let mhz = khz.saturating_add(500) / 1000;
+                [mhz, mhz, 100, 0]
             }
-            0x16 if !amd => [khz / 1000, khz / 1000, 100, 0],
             0x4000_0000 => {
                 let id = m.hypervisor.unwrap_or_default();
                 [MAX_HYPERVISOR_LEAF, word(&id, 0), word(&id, 1), word(&id, 2)]
@@ -230,8 +238,19 @@ impl Cpu {
     }
 }
 
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
+/// Denominator and numerator of a TSC's rate over the crystal's, within 2 ppm. Without them systems measure. Linux
+/// multiplies the crystal's kHz by the numerator in 32 bits (native_calibrate_tsc), which leaves room for small ones only;
+/// rates that KVM has measured seldom have any.
+fn crystal_ratio(tsc_hz: u64) -> Option<(u32, u32)> {
+    const MOST: u64 = u32::MAX as u64 / (CRYSTAL_HZ / 1000);
+    let near = |numerator: u64| {
+        let denominator = (numerator * CRYSTAL_HZ + tsc_hz / 2).checked_div(tsc_hz).filter(|d| *d > 0)?;
+        // In parts of 10^9.
+        let error = (denominator * tsc_hz).abs_diff(numerator * CRYSTAL_HZ) / (numerator * CRYSTAL_HZ / 1_000_000_000);
+        Some((error, denominator as u32, numerator as u32))
+    };
+    let (error, denominator, numerator) = (1..=MOST).filter_map(near).min()?;
+    (error <= 2000).then_some((denominator, numerator))
 }
 
 /// CPUID.

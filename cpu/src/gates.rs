@@ -7,7 +7,7 @@ use crate::insn::{CS, Insn, Mode, RSP, Res, SS};
 use crate::seg::{Descriptor, GP, NP, Stack, TS, error_of, kind, null};
 use crate::state::{Cpu, Segment};
 use crate::sys::{next, osize};
-use crate::task::Switch;
+use crate::task::TaskSwitch;
 
 /// Cuts a value to a size code.
 pub(crate) fn cut(v: u64, osize: u8) -> u64 {
@@ -83,8 +83,8 @@ impl Cpu {
         match d.kind() {
             kind::CALL_GATE32 => self.call_gate(selector, d, None),
             kind::CALL_GATE16 if !self.lma() => self.call_gate(selector, d, None),
-            kind::TASK_GATE if !self.lma() => self.task_gate(selector, d, Switch::Jump, next),
-            kind::TSS16 | kind::TSS32 if !self.lma() => self.task_direct(selector, d, Switch::Jump, next),
+            kind::TASK_GATE if !self.lma() => self.task_gate(selector, d, TaskSwitch::Jump, next),
+            kind::TSS16 | kind::TSS32 if !self.lma() => self.task_direct(selector, d, TaskSwitch::Jump, next),
             _ => Err(self.gp(error_of(selector))),
         }
     }
@@ -119,8 +119,8 @@ impl Cpu {
         match d.kind() {
             kind::CALL_GATE32 => self.call_gate(selector, d, Some(next)),
             kind::CALL_GATE16 if !self.lma() => self.call_gate(selector, d, Some(next)),
-            kind::TASK_GATE if !self.lma() => self.task_gate(selector, d, Switch::Call, next),
-            kind::TSS16 | kind::TSS32 if !self.lma() => self.task_direct(selector, d, Switch::Call, next),
+            kind::TASK_GATE if !self.lma() => self.task_gate(selector, d, TaskSwitch::Call, next),
+            kind::TSS16 | kind::TSS32 if !self.lma() => self.task_direct(selector, d, TaskSwitch::Call, next),
             _ => Err(self.gp(error_of(selector))),
         }
     }

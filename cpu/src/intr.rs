@@ -41,7 +41,7 @@ impl Cpu {
             // The instruction did not complete, and will meet its breakpoints again.
             self.pending_db = 0;
         }
-        self.unmonitored(|cpu| cpu.deliver_all(fault));
+        self.delivering(|cpu| cpu.deliver_all(fault));
         self.traps = Traps::Deliver;
     }
 
@@ -97,10 +97,11 @@ impl Cpu {
 
     fn outside(&mut self, vector: u8, kind: Kind) {
         self.may_io = true;
-        self.unmonitored(|cpu| {
+        self.delivering(|cpu| {
             if cpu.enter(vector, None, kind, cpu.rip).is_err()
-                && let Why::Fault(f) = std::mem::replace(&mut cpu.why, Why::None)
+                && let Why::Fault(f) = cpu.why
             {
+                cpu.why = Why::None;
                 cpu.deliver_all(f);
             }
         });
@@ -481,6 +482,7 @@ pub(crate) fn int(cpu: &mut Cpu, i: &Insn) -> Res {
 
 /// INT3.
 pub(crate) fn int3(cpu: &mut Cpu, i: &Insn) -> Res {
+    cpu.offer_breakpoint(i.len)?;
     software(cpu, i, 3, Kind::Trap)
 }
 

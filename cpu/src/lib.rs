@@ -70,3 +70,4 @@ pub use report::{code, last_exits};
 pub use run::{Exit, NS_PER_INSN};
 pub use single::{CodeSize, Context, Decoded, Done, Executor, Transfer};
 pub use state::{Cpu, Fault, Msrs, Segment, Table};
+pub use task::TaskSwitch;

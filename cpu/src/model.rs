@@ -72,6 +72,10 @@ pub struct Model {
     pub hypervisor: Option<[u8; 12]>,
     /// Number of processors in the machine.
     pub cpus: u32,
+    /// Cores in a package; 0 if all processors are in one.
+    pub cores: u32,
+    /// Threads in a core.
+    pub threads: u32,
     /// Unknown MSRs read as 0 and ignore writes, instead of #GP.
     pub ignore_unknown_msrs: bool,
     /// TSC ticks a second.
@@ -275,6 +279,8 @@ impl Part {
             arch_capabilities: NOT_AFFECTED,
             hypervisor: None,
             cpus: 1,
+            cores: 0,
+            threads: 1,
             ignore_unknown_msrs: false,
             tsc_hz: 1_000_000_000,
         }
@@ -391,9 +397,18 @@ impl Model {
             .fold(u64::MAX, |mask, (_, bits)| mask & !bits)
     }
 
-    /// Processors in the package: all, or one in each.
+    /// Processors in a package. Without the means to tell of several there is one in each.
     pub(crate) fn siblings(&self) -> u32 {
-        if self.has(Ht) { self.cpus.max(1) } else { 1 }
+        match (self.has(Ht), self.cores) {
+            (false, _) => 1,
+            (true, 0) => self.cpus.max(1),
+            (true, cores) => cores.saturating_mul(self.threads).max(1),
+        }
+    }
+
+    /// Processors in a core.
+    pub(crate) fn threads(&self) -> u32 {
+        self.threads.clamp(1, self.siblings())
     }
 }
 

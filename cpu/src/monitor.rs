@@ -6,12 +6,15 @@
 //! unwinds its instruction like a fault, and the run ends ([`crate::Exit::Kicked`]). The monitor asks
 //! [`Cpu::take_intercept`] for it, does what it likes with the registers, and runs the processor again. INS and OUTS
 //! leave before their first element whoever claims the port, and so does a write to memory that is only readable.
-//! Interrupts and exceptions are delivered without the monitor: their tables and stacks are memory.
+//! Interrupts and exceptions are delivered without the monitor: their tables and stacks are memory. But where they lead
+//! to a task gate, they leave as every task switch does, before it has begun: what was to be delivered is lost, and the
+//! monitor's to make up for. INT3 leaves where the monitor wants it to ([`Cpu::leave_breakpoints`]).
 //!
 //! All that is asked is on paths that already know that an access is none to plain memory.
 
 use crate::insn::{Res, Stop};
 use crate::state::{Cpu, Why};
+use crate::task::TaskSwitch;
 
 const APIC_BASE: u32 = 0x1b;
 
@@ -54,6 +57,19 @@ pub enum Intercept {
     ReadMsr(u32),
     /// WRMSR.
     WriteMsr(u32),
+    /// A task switch.
+    Task {
+        /// The new TSS.
+        selector: u16,
+        /// What makes it.
+        how: TaskSwitch,
+        /// The error code that the new task finds on its stack.
+        error: Option<u32>,
+        /// Where the old task goes on.
+        next: u64,
+    },
+    /// INT3, which is so long.
+    Breakpoint(u8),
 }
 
 /// What a monitor decides beforehand.
@@ -63,17 +79,35 @@ pub(crate) struct Monitor {
     leaves: fn(Intercept) -> bool,
     /// What left, until it is taken.
     left: Option<Intercept>,
+    /// INT3 leaves.
+    breakpoints: bool,
+    /// An interrupt or exception is being delivered.
+    delivers: bool,
 }
 
 impl Cpu {
     /// Gives the processor to a monitor. What `leaves` says of ports and MSRs leaves even if there is an answer.
     pub fn monitored(&mut self, leaves: fn(Intercept) -> bool) {
-        self.monitor = Some(Monitor { leaves, left: None });
+        self.monitor = Some(Monitor { leaves, left: None, breakpoints: false, delivers: false });
+    }
+
+    /// Whether INT3 leaves to the monitor.
+    pub fn leave_breakpoints(&mut self, on: bool) {
+        if let Some(monitor) = &mut self.monitor {
+            monitor.breakpoints = on;
+        }
+    }
+
+    /// The monitor, when it looks at accesses.
+    fn watching(&self) -> Option<&Monitor> {
+        self.monitor.as_ref().filter(|monitor| !monitor.delivers)
     }
 
     /// The access that ended the last run, if one did. RIP is the address of its instruction.
     pub fn take_intercept(&mut self) -> Option<Intercept> {
-        self.monitor.as_mut()?.left.take()
+        let left = self.monitor.as_mut()?.left.take()?;
+        self.why = Why::None;
+        Some(left)
     }
 
     /// RIP between two runs.
@@ -114,7 +148,7 @@ impl Cpu {
     /// Stops an access to a port that nobody claims.
     #[inline]
     pub(crate) fn offer_port(&mut self, port: u16, width: u8, out: bool) -> Res {
-        if let Some(monitor) = self.monitor {
+        if let Some(monitor) = self.watching() {
             let access = Intercept::Port { port, width, out };
             if (monitor.leaves)(access) || self.bus.map().port(port).is_none() {
                 return Err(self.leave(access));
@@ -126,7 +160,7 @@ impl Cpu {
     /// Stops INS and OUTS.
     #[inline]
     pub(crate) fn offer_port_string(&mut self, port: u16, width: u8, out: bool) -> Res {
-        if self.monitor.is_some() {
+        if self.watching().is_some() {
             return Err(self.leave(Intercept::PortString { port, width, out }));
         }
         Ok(())
@@ -135,7 +169,7 @@ impl Cpu {
     /// Stops an access to memory that is not plain RAM, unless a device is there.
     #[inline]
     pub(crate) fn offer_memory(&mut self, gpa: u64, linear: u64, write: bool) -> Res {
-        if self.monitor.is_some() && self.apic_offset(gpa).is_none() && !self.bus.answers(gpa, write) {
+        if self.watching().is_some() && self.apic_offset(gpa).is_none() && !self.bus.answers(gpa, write) {
             return Err(self.leave(Intercept::Memory { gpa, linear, write }));
         }
         Ok(())
@@ -143,7 +177,7 @@ impl Cpu {
 
     /// Stops the fetch of an instruction from where nothing is.
     pub(crate) fn offer_fetch(&mut self, gpa: u64) -> Res {
-        if self.monitor.is_some() && !self.bus.answers(gpa, false) {
+        if self.watching().is_some() && !self.bus.answers(gpa, false) {
             return Err(self.leave(Intercept::Fetch { gpa }));
         }
         Ok(())
@@ -151,11 +185,11 @@ impl Cpu {
 
     /// Stops RDMSR or WRMSR.
     pub(crate) fn offer_msr(&mut self, msr: u32, write: bool) -> Res {
-        if self.monitor.is_some() && write && msr == APIC_BASE && self.edx_eax() != self.lapic.apic_base() {
+        if self.watching().is_some() && write && msr == APIC_BASE && self.edx_eax() != self.lapic.apic_base() {
             // The monitor has said which of the APIC's modes it is.
             return Err(self.gp(0));
         }
-        if let Some(monitor) = self.monitor {
+        if let Some(monitor) = self.watching() {
             let access = if write { Intercept::WriteMsr(msr) } else { Intercept::ReadMsr(msr) };
             if (monitor.leaves)(access) || !self.model.has_msr(msr) {
                 return Err(self.leave(access));
@@ -164,10 +198,31 @@ impl Cpu {
         Ok(())
     }
 
-    /// Does something without the monitor.
-    pub(crate) fn unmonitored(&mut self, f: impl FnOnce(&mut Cpu)) {
-        let monitor = self.monitor.take();
+    /// Stops a task switch.
+    pub(crate) fn offer_task(&mut self, selector: u16, how: TaskSwitch, error: Option<u32>, next: u64) -> Res {
+        if self.monitor.is_some() {
+            return Err(self.leave(Intercept::Task { selector, how, error, next }));
+        }
+        Ok(())
+    }
+
+    /// Stops INT3.
+    pub(crate) fn offer_breakpoint(&mut self, len: u8) -> Res {
+        if self.monitor.is_some_and(|monitor| monitor.breakpoints) {
+            return Err(self.leave(Intercept::Breakpoint(len)));
+        }
+        Ok(())
+    }
+
+    /// Delivers something, whose accesses do not leave.
+    pub(crate) fn delivering(&mut self, f: impl FnOnce(&mut Cpu)) {
+        let set = |cpu: &mut Cpu, delivers| {
+            if let Some(monitor) = &mut cpu.monitor {
+                monitor.delivers = delivers;
+            }
+        };
+        set(self, true);
         f(self);
-        self.monitor = monitor;
+        set(self, false);
     }
 }

@@ -149,7 +149,15 @@ impl Cpu {
     }
 
     fn shut_down(&mut self) -> Option<Exit> {
-        (self.why == Why::Shutdown).then_some(Exit::Shutdown)
+        match self.why {
+            Why::Shutdown => Some(Exit::Shutdown),
+            // A task switch in the delivery.
+            Why::Left => {
+                self.why = Why::None;
+                Some(Exit::Kicked)
+            }
+            _ => None,
+        }
     }
 
     /// Decodes the instruction at RIP. Faults of the fetch are recorded as for execution.

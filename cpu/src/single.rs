@@ -6,8 +6,10 @@
 //! ([`Transfer`]). [`Executor::execute`] does everything else, on the same handlers as the software CPU: it walks the
 //! guest's page tables and reaches memory and devices by the bus.
 //!
-//! Only instructions that live on general registers and memory are executed. What has x87, SSE or system state is not
-//! at hand ([`Done::Unsupported`]).
+//! That is for what lives on general registers and memory. For segment loads, far jumps, the stack and descriptor
+//! tables there is [`Executor::execute_whole`], which takes all of [`Regs`], and [`Executor::switch_task`] for what a
+//! hypervisor leaves of a task switch. x87, MMX and SSE registers are not at hand, since no hypervisor that hands out
+//! instructions shows them ([`Done::Unsupported`]).
 
 use std::sync::Arc;
 
@@ -21,6 +23,7 @@ use crate::lapic::{ApicBus, Lapic};
 use crate::model::Model;
 use crate::regs::Regs;
 use crate::state::{Cpu, Fault, Segment, Why};
+use crate::task::TaskSwitch;
 
 /// The state that single instructions work on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -169,6 +172,8 @@ pub enum Done {
     Fault(Fault),
     /// It is none that can be executed here, and nothing was done.
     Unsupported,
+    /// It ended in a triple fault.
+    Shutdown,
 }
 
 /// Executes single instructions.
@@ -215,33 +220,83 @@ impl Executor {
     /// Executes the instruction at `context.rip`, of which `bytes` are the first; if they do not reach, it is fetched.
     pub fn execute(&mut self, context: &mut Context, bytes: &[u8]) -> Done {
         self.enter(context);
+        let done = self.step(bytes, |i| uses(i).is_some());
+        if done != Done::Unsupported {
+            context.gpr.copy_from_slice(&self.cpu.gpr[..16]);
+        }
+        if done == Done::Yes {
+            context.rip = self.cpu.rip;
+            context.rflags = self.cpu.rflags();
+        }
+        done
+    }
+
+    /// As [`Self::execute`], with all of a processor's state: also what uses segment registers, descriptor tables or the
+    /// stack. After a fault the state is as before.
+    pub fn execute_whole(&mut self, regs: &mut Regs, bytes: &[u8]) -> Done {
+        self.enter_whole(regs);
+        let done = self.step(bytes, |i| uses(i).is_some() || uses_system(i));
+        if done == Done::Yes {
+            *regs = self.cpu.regs();
+        }
+        done
+    }
+
+    /// Makes the task switch that a hypervisor has left, with the selector of the new task's TSS, for an instruction
+    /// behind which is `next`. Faults that belong to the new task have been delivered to it.
+    pub fn switch_task(
+        &mut self,
+        regs: &mut Regs,
+        selector: u16,
+        how: TaskSwitch,
+        error: Option<u32>,
+        next: u64,
+    ) -> Done {
+        self.enter_whole(regs);
+        let done = self.cpu.task_left(selector, how, error, next);
+        let done = self.done(done.is_ok());
+        if done == Done::Yes {
+            *regs = self.cpu.regs();
+        }
+        done
+    }
+
+    /// Executes the instruction at RIP, if it is one of these.
+    fn step(&mut self, bytes: &[u8], executes: impl Fn(&Insn) -> bool) -> Done {
         let cpu = &mut self.cpu;
         let given = decode_for(&bytes[..bytes.len().min(15)], cpu.mode, cpu.model.features, None);
-        let done = given.map_or_else(|_| cpu.fetch_decode(), Ok).map(|i| (uses(&i).is_some(), i));
-        let done = match done {
-            Ok((false, _)) => return Done::Unsupported,
-            Ok((true, insn)) => {
-                cpu.gpr[usize::from(BLOCK)] = context.rip;
-                cpu.rip = cpu.cut_rip(context.rip.wrapping_add(u64::from(insn.len)));
+        let done = match given.map_or_else(|_| cpu.fetch_decode(), Ok) {
+            Ok(insn) if !executes(&insn) => return Done::Unsupported,
+            Ok(insn) => {
+                cpu.gpr[usize::from(BLOCK)] = cpu.rip;
+                cpu.rip = cpu.cut_rip(cpu.rip.wrapping_add(u64::from(insn.len)));
                 cpu.rflags &= !RF;
                 insn.execute(cpu)
             }
             Err(stop) => Err(stop),
         };
-        context.gpr.copy_from_slice(&cpu.gpr[..16]);
+        self.done(done.is_ok())
+    }
+
+    fn done(&mut self, ok: bool) -> Done {
+        let cpu = &mut self.cpu;
         // Whoever has decoded code of what was written.
         for (at, len) in std::mem::take(&mut cpu.smc) {
             cpu.bus.ram().wrote(at, len.into());
         }
-        if done.is_ok() {
-            context.rip = cpu.rip;
-            context.rflags = cpu.rflags();
-            return Done::Yes;
-        }
         match std::mem::replace(&mut cpu.why, Why::None) {
+            Why::Shutdown => Done::Shutdown,
+            _ if ok => Done::Yes,
             Why::Fault(fault) => Done::Fault(fault),
             _ => Done::Unsupported,
         }
+    }
+
+    fn enter_whole(&mut self, regs: &Regs) {
+        self.cpu.set_regs(regs);
+        (self.cpu.pending_db, self.cpu.held_db, self.cpu.may_io) = (0, 0, true);
+        self.cpu.sync_map();
+        self.load_pdptes();
     }
 
     /// Takes the state over. Nothing is remembered from the instruction before: the guest has run since.
@@ -259,11 +314,17 @@ impl Executor {
         cpu.flush_tlb(false);
         cpu.sync_map();
         cpu.mode_changed();
+        self.load_pdptes();
+    }
+
+    /// Not every hypervisor shows those that were loaded with CR3.
+    fn load_pdptes(&mut self) {
         const PG: u64 = 1 << 31;
         const PAE: u64 = 1 << 5;
-        if c.cr0 & PG != 0 && c.cr4 & PAE != 0 && !cpu.lma() {
+        let cpu = &mut self.cpu;
+        if cpu.cr0 & PG != 0 && cpu.cr4 & PAE != 0 && !cpu.lma() {
             for (n, pdpte) in (0..).zip(&mut cpu.pdpte) {
-                *pdpte = cpu.bus.read((c.cr3 & 0xffff_ffe0) + 8 * n, 8);
+                *pdpte = cpu.bus.read((cpu.cr3 & 0xffff_ffe0) + 8 * n, 8);
             }
         }
     }
@@ -306,6 +367,26 @@ fn uses(i: &Insn) -> Option<Uses> {
         _ => return None,
     }
     Some(Uses { string, stack })
+}
+
+/// What uses segment registers, descriptor tables or the stack, beside [`uses`].
+fn uses_system(i: &Insn) -> bool {
+    let ext = i.reg & 7;
+    match i.op {
+        // PUSH and POP, of segment registers too, PUSHA, POPA, PUSHF, POPF.
+        0x06 | 0x07 | 0x0e | 0x16 | 0x17 | 0x1e | 0x1f | 0x50..=0x61 | 0x68 | 0x6a | 0x9c | 0x9d => true,
+        0x0fa0 | 0x0fa1 | 0x0fa8 | 0x0fa9 => true,
+        // BOUND, MOV of segment registers, LES, LDS, LSS, LFS, LGS.
+        0x62 | 0x8c | 0x8e | 0xc4 | 0xc5 | 0x0fb2 | 0x0fb4 | 0x0fb5 => true,
+        // CALL, RET, IRET, ENTER, LEAVE; far CALL and JMP.
+        0x9a | 0xc2 | 0xc3 | 0xc8..=0xcb | 0xcf | 0xe8 => true,
+        0xff => ext == 3 || ext == 5,
+        // SLDT, STR, LLDT, LTR, VERR, VERW, SGDT, SIDT, LGDT, LIDT, SMSW, LMSW, LAR, LSL.
+        0x0f00 => ext < 6,
+        0x0f01 => ext < 5 || ext == 6,
+        0x0f02 | 0x0f03 => true,
+        _ => false,
+    }
 }
 
 /// The moves that need no more than a register.
@@ -531,6 +612,203 @@ mod tests {
             forms.insert((size as u8, bytes[opcode_at], decoded.transfer.is_some()));
         }
         assert!(done > 2_000 && forms.len() > 200, "{done} instructions of {} forms", forms.len());
+    }
+
+    /// A GDT with a descriptor of each kind, at entries 1 to 7: code, data, 16-bit code, data of level 3, an LDT, a TSS,
+    /// and data that is not present.
+    const GDT: u64 = 0x1_4000;
+    const DESCRIPTORS: [u64; 8] = [
+        0,
+        0x00cf_9b00_0000_ffff,
+        0x00cf_9300_0000_ffff,
+        0x000f_9b00_0000_ffff,
+        0x00cf_f300_0000_ffff,
+        0x0000_8201_4000_003f,
+        0x0000_8901_5000_0067,
+        0x00cf_1300_0000_ffff,
+    ];
+
+    /// The same of what takes all of the state: segment registers, the stack, descriptor tables.
+    #[test]
+    fn what_is_executed_with_all_state_is_what_the_software_cpu_does() {
+        const OPCODES: [&[u8]; 40] = [
+            &[0x06],
+            &[0x07],
+            &[0x0e],
+            &[0x16],
+            &[0x17],
+            &[0x1e],
+            &[0x1f],
+            &[0x50],
+            &[0x5b],
+            &[0x60],
+            &[0x61],
+            &[0x62],
+            &[0x68],
+            &[0x6a],
+            &[0x8c],
+            &[0x8e],
+            &[0x9c],
+            &[0x9d],
+            &[0x9a],
+            &[0xc2],
+            &[0xc3],
+            &[0xc4],
+            &[0xc5],
+            &[0xc8],
+            &[0xc9],
+            &[0xca],
+            &[0xcb],
+            &[0xcf],
+            &[0xe8],
+            &[0xff],
+            &[0x0f, 0x00],
+            &[0x0f, 0x01],
+            &[0x0f, 0x02],
+            &[0x0f, 0x03],
+            &[0x0f, 0xa0],
+            &[0x0f, 0xa1],
+            &[0x0f, 0xa9],
+            &[0x0f, 0xb2],
+            &[0x0f, 0xb4],
+            &[0x0f, 0xb5],
+        ];
+        let (mut seed, mut forms) = (0x1234_5678_9abc_def1, std::collections::BTreeMap::<&[u8], u32>::new());
+        for n in 0..12_000 {
+            let size = [CodeSize::Bits16, CodeSize::Bits32][n % 2];
+            let (real, opcode) = (n % 6 == 0, OPCODES[dice(&mut seed) as usize % OPCODES.len()]);
+            let mut bytes = [0; 15];
+            let prefixes = dice(&mut seed).is_multiple_of(3);
+            bytes[0] = 0x66;
+            let at = usize::from(prefixes);
+            bytes[at..at + opcode.len()].copy_from_slice(opcode);
+            bytes[at + opcode.len()..].iter_mut().for_each(|b| *b = dice(&mut seed) as u8 & 0x3f);
+            // Selectors and offsets, wherever a pointer may lie.
+            let mut fill: Vec<u8> =
+                (0..0x1_6000).map(|k| if k % 4 < 2 { 8 * (dice(&mut seed) as u8 & 7) } else { 0 }).collect();
+            for (k, d) in DESCRIPTORS.iter().enumerate() {
+                fill[GDT as usize + 8 * k..][..8].copy_from_slice(&d.to_le_bytes());
+            }
+            fill[0x1000..0x100f].copy_from_slice(&bytes);
+            let mut rig = Rig::new(size);
+            rig.context.gpr = std::array::from_fn(|_| dice(&mut seed) & 0x7ffe);
+            rig.context.cr0 = u64::from(!real);
+            rig.ram.write(RamAddr(0), &fill);
+            let gdtr = crate::Table { base: GDT, limit: 0x3f };
+            let other = Rig::new(size);
+            other.ram.write(RamAddr(0), &fill);
+            let Executor { mut cpu } = other.executor;
+            let mut before = cpu.regs();
+            let c = &rig.context;
+            (before.gpr, before.rip, before.rflags, before.cr0, before.gdtr) = (c.gpr, c.rip, c.rflags, c.cr0, gdtr);
+            [before.es, before.cs, before.ss, before.ds, before.fs, before.gs] = c.seg;
+            cpu.set_regs(&before);
+            let timers = Timers::new(Clock::manual());
+            cpu.run_plain(before.icount + 1, &timers);
+            let mut regs = before.clone();
+            let (done, said) = (rig.executor.execute_whole(&mut regs, &bytes), format!("{size:?} {real} {bytes:02x?}"));
+            if done != Done::Yes {
+                assert!(regs == before, "{said}: {done:?}");
+                continue;
+            }
+            let expected = Regs { icount: regs.icount, tsc: regs.tsc, ..cpu.regs() };
+            assert_eq!(regs, expected, "{said}");
+            let (mut now, mut memory) = (vec![0; fill.len()], vec![0; fill.len()]);
+            rig.ram.read(RamAddr(0), &mut now);
+            other.ram.read(RamAddr(0), &mut memory);
+            assert!(now == memory, "{said}: memory");
+            *forms.entry(opcode).or_default() += 1;
+        }
+        let never: Vec<_> = OPCODES.iter().filter(|o| !forms.contains_key(**o)).collect();
+        assert!(never.is_empty(), "never executed: {never:02x?}");
+    }
+
+    /// A segment is loaded from a device, and its descriptor from a GDT behind page tables.
+    #[test]
+    fn a_segment_register_is_loaded_from_a_device() {
+        let mut rig = Rig::new(CodeSize::Bits32);
+        rig.ram.write(RamAddr(0x8000), &0x9003u32.to_le_bytes());
+        for (page, leads_to) in [(5u64, DEVICE), (1, 0x1000), (0x18, GDT)] {
+            rig.ram.write(RamAddr(0x9000 + 4 * page), &(leads_to as u32 | 3).to_le_bytes());
+        }
+        // The device's words are 8788, the selector of a descriptor in page 18.
+        let descriptor = 0x00cf_9300_0000_ffffu64;
+        rig.ram.write(RamAddr(GDT + 8), &descriptor.to_le_bytes());
+        let flat = rig.context.seg[3];
+        let gdtr = crate::Table { base: 0x1_8008 - 0x8788, limit: 0xffff };
+        let mut regs = Regs {
+            rip: 0x1000,
+            rflags: 2,
+            cr0: 0x8000_0001,
+            cr3: 0x8000,
+            es: flat,
+            ss: flat,
+            ds: flat,
+            gdtr,
+            cs: Segment { access: 0xc09b, ..flat },
+            fx: vec![0; 512],
+            xcr0: 1,
+            ..Regs::default()
+        };
+        regs.gpr[3] = 0x5010;
+        // MOV ES, [EBX] with RPL 0; then LES of a selector that has no descriptor.
+        assert_eq!(rig.executor.execute_whole(&mut regs, &[0x8e, 0x03]), Done::Yes);
+        assert_eq!((regs.es.selector, regs.es.limit, regs.rip), (0x8788, u32::MAX, 0x1002));
+        assert_eq!(rig.seen(), [(0x10, 2, None)]);
+        regs.gdtr.limit = 0x7fff;
+        let before = regs.clone();
+        let fault = Fault { vector: 13, error: Some(0x8788), cr2: 0 };
+        assert_eq!(rig.executor.execute_whole(&mut regs, &[0xc4, 0x03]), Done::Fault(fault));
+        assert_eq!(regs, before);
+    }
+
+    #[test]
+    fn a_task_switch_that_was_left_is_made() {
+        let mut rig = Rig::new(CodeSize::Bits32);
+        for (k, d) in DESCRIPTORS.iter().enumerate() {
+            rig.ram.write(RamAddr(GDT + 8 * k as u64), &d.to_le_bytes());
+        }
+        // The TSS of entry 6: EIP, EFLAGS, EAX, ESP, and flat segments.
+        for (offset, value) in [(0x20, 0x2000u32), (0x24, 2), (0x28, 0x55), (0x38, 0x9000)] {
+            rig.ram.write(RamAddr(0x1_5000 + offset), &value.to_le_bytes());
+        }
+        for (n, selector) in [16u16, 8, 16, 16, 0, 0].iter().enumerate() {
+            rig.ram.write(RamAddr(0x1_5048 + 4 * n as u64), &selector.to_le_bytes());
+        }
+        let flat = rig.context.seg[3];
+        let tr = Segment { selector: 0x38, base: 0x7000, limit: 0x67, access: 0x8b };
+        let start = Regs {
+            rip: 0x1000,
+            rflags: 2,
+            cr0: 1,
+            es: flat,
+            ss: flat,
+            ds: flat,
+            tr,
+            fx: vec![0; 512],
+            xcr0: 1,
+            cs: Segment { access: 0xc09b, ..flat },
+            gdtr: crate::Table { base: GDT, limit: 0x3f },
+            ..Regs::default()
+        };
+        let mut regs = start.clone();
+        assert_eq!(rig.executor.switch_task(&mut regs, 0x30, TaskSwitch::Interrupt, Some(0x18), 0x1007), Done::Yes);
+        assert_eq!((regs.rip, regs.gpr[0], regs.gpr[4], regs.tr.selector), (0x2000, 0x55, 0x8ffc, 0x30));
+        let word = |at| {
+            let mut word = [0; 4];
+            rig.ram.read(RamAddr(at), &mut word);
+            u32::from_le_bytes(word)
+        };
+        assert_eq!(
+            (word(0x7020), word(0x8ffc), word(0x1_5000) & 0xffff),
+            (0x1007, 0x18, 0x38),
+            "EIP, error code, link"
+        );
+        // The task is busy now.
+        let mut again = start.clone();
+        let busy = Fault { vector: 13, error: Some(0x30), cr2: 0 };
+        assert_eq!(rig.executor.switch_task(&mut again, 0x30, TaskSwitch::Jump, None, 0x1007), Done::Fault(busy));
+        assert_eq!(again, start);
     }
 
     #[test]

@@ -14,10 +14,14 @@ use crate::state::{Cpu, Segment, Why};
 
 /// What makes the switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Switch {
+pub enum TaskSwitch {
+    /// JMP.
     Jump,
+    /// CALL.
     Call,
+    /// An interrupt or exception, INT n among them.
     Interrupt,
+    /// IRET.
     Iret,
 }
 
@@ -66,7 +70,7 @@ struct Image {
 
 impl Cpu {
     /// JMP or CALL to a task gate.
-    pub(crate) fn task_gate(&mut self, selector: u16, gate: Descriptor, how: Switch, next: u64) -> Res {
+    pub(crate) fn task_gate(&mut self, selector: u16, gate: Descriptor, how: TaskSwitch, next: u64) -> Res {
         if gate.dpl() < self.cpl.max(selector as u8 & 3) {
             return Err(self.gp(error_of(selector)));
         }
@@ -79,11 +83,29 @@ impl Cpu {
 
     /// An interrupt or exception through a task gate, whose rights are checked.
     pub(crate) fn task_interrupt(&mut self, gate: Descriptor, error: Option<u32>, flags: u64, ret: u64) -> Res {
-        self.task_through_gate(gate, Switch::Interrupt, error, flags, ret)
+        self.task_through_gate(gate, TaskSwitch::Interrupt, error, flags, ret)
     }
 
-    fn task_through_gate(&mut self, gate: Descriptor, how: Switch, error: Option<u32>, flags: u64, next: u64) -> Res {
-        let selector = gate.gate_selector();
+    fn task_through_gate(
+        &mut self,
+        gate: Descriptor,
+        how: TaskSwitch,
+        error: Option<u32>,
+        flags: u64,
+        next: u64,
+    ) -> Res {
+        self.task_named(gate.gate_selector(), how, error, flags, next)
+    }
+
+    /// The switch that another processor has left to this one, when it had found the TSS.
+    pub(crate) fn task_left(&mut self, selector: u16, how: TaskSwitch, error: Option<u32>, next: u64) -> Res {
+        match how {
+            TaskSwitch::Iret => self.task_linked(selector, next),
+            _ => self.task_named(selector, how, error, self.rflags(), next),
+        }
+    }
+
+    fn task_named(&mut self, selector: u16, how: TaskSwitch, error: Option<u32>, flags: u64, next: u64) -> Res {
         if null(selector) || selector & 4 != 0 {
             return Err(self.gp(error_of(selector)));
         }
@@ -93,7 +115,7 @@ impl Cpu {
     }
 
     /// JMP or CALL to a TSS.
-    pub(crate) fn task_direct(&mut self, selector: u16, d: Descriptor, how: Switch, next: u64) -> Res {
+    pub(crate) fn task_direct(&mut self, selector: u16, d: Descriptor, how: TaskSwitch, next: u64) -> Res {
         if selector & 4 != 0 || d.dpl() < self.cpl.max(selector as u8 & 3) {
             return Err(self.gp(error_of(selector)));
         }
@@ -115,6 +137,10 @@ impl Cpu {
     /// IRET with NT set: back to the task that the link field names.
     pub(crate) fn task_return(&mut self, next: u64) -> Res {
         let selector: u16 = self.sys_load(self.tr.base)?;
+        self.task_linked(selector, next)
+    }
+
+    fn task_linked(&mut self, selector: u16, next: u64) -> Res {
         if null(selector) || selector & 4 != 0 {
             return Err(self.fault(TS, Some(error_of(selector))));
         }
@@ -126,18 +152,19 @@ impl Cpu {
             return Err(self.fault(NP, Some(error_of(selector))));
         }
         let flags = self.rflags() & !NT;
-        self.switch_task(selector, d, Switch::Iret, None, flags, next)
+        self.switch_task(selector, d, TaskSwitch::Iret, None, flags, next)
     }
 
     fn switch_task(
         &mut self,
         selector: u16,
         d: Descriptor,
-        how: Switch,
+        how: TaskSwitch,
         error: Option<u32>,
         flags: u64,
         next: u64,
     ) -> Res {
+        self.offer_task(selector, how, error, next)?;
         let layout = Layout::of(d.kind());
         if d.limit() < layout.limit {
             return Err(self.fault(TS, Some(error_of(selector))));
@@ -146,14 +173,14 @@ impl Cpu {
         let image = self.read_tss(tr.base, layout)?;
         let old = Layout::of(self.tr.kind());
         self.write_tss(self.tr.base, old, flags, next)?;
-        if matches!(how, Switch::Jump | Switch::Iret) {
+        if matches!(how, TaskSwitch::Jump | TaskSwitch::Iret) {
             let at = self.table_address(self.gdtr.base, u64::from(self.tr.selector & 0xfff8) + 5);
             let access: u8 = self.sys_load(at)?;
             self.sys_store(at, access & !(kind::BUSY as u8))?;
         } else {
             self.sys_store(tr.base, self.tr.selector)?;
         }
-        if how != Switch::Iret {
+        if how != TaskSwitch::Iret {
             self.sys_store(d.at.wrapping_add(5), (d.hi >> 8) as u8 | kind::BUSY as u8)?;
         }
 
@@ -221,9 +248,9 @@ impl Cpu {
     }
 
     /// Loads the registers of the task that TR names now.
-    fn load_task(&mut self, l: Layout, image: &Image, how: Switch, error: Option<u32>) -> Res {
+    fn load_task(&mut self, l: Layout, image: &Image, how: TaskSwitch, error: Option<u32>) -> Res {
         let cr3_ok = !l.wide || self.cr0 & CR0_PG == 0 || self.load_task_cr3(image.cr3);
-        let linked = if matches!(how, Switch::Call | Switch::Interrupt) { NT } else { 0 };
+        let linked = if matches!(how, TaskSwitch::Call | TaskSwitch::Interrupt) { NT } else { 0 };
         self.set_rflags(image.flags | linked, !0x802a);
         self.gpr[..8].copy_from_slice(&image.gpr);
         self.rip = image.ip;

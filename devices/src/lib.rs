@@ -5,6 +5,7 @@
 //! `usb/`, `virtio/`. Nothing in this crate can reach a hypervisor, a file or a socket: disks, networks, consoles and
 //! screens come in as the backend traits of `emu`.
 
+pub mod net;
 pub mod storage;
 pub mod video;
 pub mod virtio;
@@ -19,8 +20,22 @@ pub static MODELS: &[&Model] = &[
     &storage::ahci::AHCI_HD,
     &storage::ahci::AHCI_CD,
     &video::stdvga::MODEL,
+    &video::fbuf::MODEL,
     &virtio::blk::MODEL,
     &virtio::net::MODEL,
+    &net::e1000::E1000_82545EM,
+    &net::e1000::E1000_82540EM,
+    &net::e1000::E1000_82543GC,
+    &net::dec21140::DEC21140,
+    &net::dec21140::DEC21143,
+    &net::pcnet::PCNET,
+    &net::pcnet::PCNET_FAST,
+    &net::rtl8139::MODEL,
+    &net::rtl8169::MODEL,
+    &net::ne2000::PCI,
+    &net::ne2000::ISA,
     &storage::nvme::NVME,
     &virtio::rnd::MODEL,
+    &virtio::console::MODEL,
+    &lpc::UART,
 ];

@@ -8,7 +8,7 @@ use std::sync::Weak;
 use serde::{Deserialize, Serialize};
 
 use crate::completion::Ticket;
-use crate::device::DeviceCell;
+use crate::device::{DeviceCell, Event};
 use crate::dma::IoVec;
 
 /// What a disk is asked to do.
@@ -80,12 +80,43 @@ pub trait Disk: Send {
     fn share(&self) -> Box<dyn Disk>;
 }
 
+/// What is left to do for a frame before it is one for a wire. Virtio 1.2, 5.1.6 says so in its header, and Linux's taps
+/// have the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// The checksum: where its sum begins, and how far behind that it is, which holds the pseudo header's until then.
+    pub checksum: Option<(u16, u16)>,
+    /// Bytes of data in each TCP segment that the frame is to be cut into; 0: it stays whole.
+    pub mss: u16,
+}
+
+/// Who hears what comes out of a wire: a card, or what stands before it.
+pub trait Listener: Send + Sync {
+    /// Takes an event. It is called as [`DeviceCell::event`] is: without a device's lock, and while the machine runs.
+    fn event(&self, event: Event);
+}
+
+impl Listener for DeviceCell {
+    fn event(&self, event: Event) {
+        DeviceCell::event(self, event);
+    }
+}
+
 /// A wire.
 pub trait Net: Send {
     /// Sends a frame (without FCS). It may be dropped.
     fn send(&mut self, frame: &[u8]);
+    /// The card can do what is left to do for a frame, and asks whether this end can. If so, [`Net::send_partial`] and
+    /// [`crate::Event::Partial`] are allowed from now on.
+    fn partial(&mut self) -> bool {
+        false
+    }
+    /// Sends a frame for which `rest` is left to do.
+    fn send_partial(&mut self, frame: &[u8], rest: Offload) {
+        let _ = (frame, rest);
+    }
     /// Who gets [`crate::Event::Frame`].
-    fn attach(&mut self, to: Weak<DeviceCell>);
+    fn attach(&mut self, to: Weak<dyn Listener>);
     /// The device has room for frames again (true), or wants none now.
     fn want(&mut self, ready: bool);
 }
@@ -94,8 +125,8 @@ pub trait Net: Send {
 pub trait Chardev: Send {
     /// Takes some of `data` and says how many bytes. Less than all: [`crate::Event::CharsReady`] follows.
     fn write(&mut self, data: &[u8]) -> usize;
-    /// Who gets [`crate::Event::Chars`].
-    fn attach(&mut self, to: Weak<DeviceCell>);
+    /// Who gets [`crate::Event::Chars`], and as which number.
+    fn attach(&mut self, to: Weak<DeviceCell>, number: usize);
     /// How many more bytes the device can take; the stream holds back the rest.
     fn want(&mut self, bytes: usize);
 }
@@ -107,4 +138,9 @@ pub trait Keys: Send {
     /// The guest has read all that the keyboard had to say, and can take the next key (true), or not yet. Called when
     /// it changes, with the device's lock held.
     fn want(&mut self, ready: bool);
+    /// The guest has set the keyboard's lights: bit 0 Scroll Lock, 1 Num Lock, 2 Caps Lock. Called with the device's
+    /// lock held.
+    fn lights(&mut self, lights: u8) {
+        let _ = lights;
+    }
 }

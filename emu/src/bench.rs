@@ -2,13 +2,13 @@
 //! remember.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use crate::backend::{Disk, DiskOp, DiskRequest};
+use crate::backend::{Disk, DiskOp, DiskRequest, Listener, Net};
 use crate::bus::CpuBus;
 use crate::clock::Clock;
 use crate::completion::Ticket;
-use crate::device::{Backends, Device, DeviceCell, Machine, Model, Params, Slot, SystemEvent};
+use crate::device::{Backends, Device, DeviceCell, Event, Machine, Model, Params, Slot, SystemEvent};
 use crate::dma::DmaMem;
 use crate::irq::{IrqLine, IrqSink, MsiSink};
 use crate::pci::Bdf;
@@ -261,6 +261,67 @@ impl Disk for BenchDisk {
 
     fn share(&self) -> Box<dyn Disk> {
         Box::new(self.clone())
+    }
+}
+
+/// The far end of a cable: keeps what the card sends, and puts frames on it.
+#[derive(Clone, Default)]
+pub struct BenchNet(Arc<Mutex<NetInner>>);
+
+#[derive(Default)]
+struct NetInner {
+    sent: Vec<Vec<u8>>,
+    card: Option<Weak<dyn Listener>>,
+    /// As on the host: nothing comes before the card has said that it wants frames.
+    wanted: bool,
+}
+
+impl BenchNet {
+    fn inner(&self) -> MutexGuard<'_, NetInner> {
+        self.0.lock().unwrap()
+    }
+
+    /// What the card has sent since the last call.
+    pub fn sent(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.inner().sent)
+    }
+
+    /// Whether the card wants frames.
+    pub fn ready(&self) -> bool {
+        self.inner().wanted
+    }
+
+    /// Puts a frame on the cable if the card wants any, and says so.
+    pub fn put(&self, frame: &[u8]) -> bool {
+        // Two statements: the lock of the first would last to the end of a common one.
+        let card = self.inner().card.clone();
+        let ready = self.ready();
+        if ready && let Some(card) = card.and_then(|card| card.upgrade()) {
+            card.event(Event::Frame(frame.to_vec()));
+        }
+        ready
+    }
+
+    /// Plugs or pulls the cable.
+    pub fn link(&self, up: bool) {
+        let card = self.inner().card.clone();
+        if let Some(card) = card.and_then(|card| card.upgrade()) {
+            card.event(Event::Link(up));
+        }
+    }
+}
+
+impl Net for BenchNet {
+    fn send(&mut self, frame: &[u8]) {
+        self.inner().sent.push(frame.to_vec());
+    }
+
+    fn attach(&mut self, to: Weak<dyn Listener>) {
+        self.inner().card = Some(to);
+    }
+
+    fn want(&mut self, ready: bool) {
+        self.inner().wanted = ready;
     }
 }
 

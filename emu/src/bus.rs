@@ -146,7 +146,7 @@ impl CpuBus {
     pub fn pio_write(&mut self, port: u16, width: u8, value: u32) {
         self.refresh();
         self.exits.note("out", u64::from(port), width, u64::from(value));
-        if !self.map.doorbells().is_empty() && self.ring(u64::from(port), true, width, u64::from(value)) {
+        if self.ring(u64::from(port), true, width, u64::from(value)) {
             return;
         }
         let map = &self.map;
@@ -229,7 +229,7 @@ impl CpuBus {
     /// Writes `width` (1 to 8, not crossing a page) bytes of physical memory, wherever they lead.
     pub fn write(&mut self, gpa: u64, width: u8, value: u64) {
         self.refresh();
-        if !self.map.doorbells().is_empty() && self.ring(gpa, false, width, value) {
+        if self.ring(gpa, false, width, value) {
             return;
         }
         let mut at = 0;
@@ -256,11 +256,9 @@ impl CpuBus {
         }
     }
 
+    #[inline]
     fn ring(&self, addr: u64, port: bool, width: u8, value: u64) -> bool {
-        let bell = self.map.doorbells().iter().find(|d| {
-            d.addr == addr && d.port == port && (d.width == 0 || d.width == width) && d.value.is_none_or(|v| v == value)
-        });
-        bell.inspect(|d| (d.ring)()).is_some()
+        self.map.doorbell(port, addr, width, value).inspect(|d| (d.ring)()).is_some()
     }
 }
 

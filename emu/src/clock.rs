@@ -138,7 +138,7 @@ pub trait TimerSink: Send + Sync {
 struct Entry {
     sink: Weak<dyn TimerSink>,
     id: u32,
-    deadline: u64,
+    deadline: Arc<AtomicU64>,
     /// Counts the settings, so that stale heap items are known.
     stamp: u64,
 }
@@ -178,8 +178,9 @@ impl Timers {
     /// Makes a timer, idle at first.
     pub fn add(self: &Arc<Timers>, sink: Weak<dyn TimerSink>, id: u32) -> Timer {
         let mut q = self.queue.lock().unwrap();
-        q.entries.push(Entry { sink, id, deadline: u64::MAX, stamp: 0 });
-        Timer { timers: self.clone(), entry: q.entries.len() - 1 }
+        let deadline = Arc::new(AtomicU64::new(u64::MAX));
+        q.entries.push(Entry { sink, id, deadline: deadline.clone(), stamp: 0 });
+        Timer { timers: self.clone(), entry: q.entries.len() - 1, deadline }
     }
 
     /// The earliest deadline in nanoseconds of guest time, `u64::MAX` for none. It may be early, never late.
@@ -231,7 +232,7 @@ impl Timers {
             } else if deadline <= now && due.is_none() {
                 q.heap.pop();
                 let e = &mut q.entries[entry];
-                e.deadline = u64::MAX;
+                e.deadline.store(u64::MAX, Ordering::Release);
                 e.stamp += 1;
                 due = Some((e.sink.clone(), e.id));
             } else {
@@ -247,6 +248,8 @@ impl Timers {
 pub struct Timer {
     timers: Arc<Timers>,
     entry: usize,
+    /// Only changed under the queue's lock.
+    deadline: Arc<AtomicU64>,
 }
 
 impl Timer {
@@ -262,12 +265,14 @@ impl Timer {
 
     /// Fires once at `deadline` nanoseconds of guest time, replacing an earlier setting.
     pub fn set(&self, deadline: u64) {
-        let mut q = self.timers.queue.lock().unwrap();
-        let e = &mut q.entries[self.entry];
-        if e.deadline == deadline && deadline != u64::MAX {
+        // Devices set their timers after each access, mostly to what they are set to. Whoever it fires at takes the lock
+        // that the caller has, so the two cannot miss each other.
+        if self.deadline.load(Ordering::Acquire) == deadline {
             return;
         }
-        e.deadline = deadline;
+        let mut q = self.timers.queue.lock().unwrap();
+        let e = &mut q.entries[self.entry];
+        e.deadline.store(deadline, Ordering::Release);
         e.stamp += 1;
         let item = (deadline, self.entry, e.stamp);
         if deadline == u64::MAX {
@@ -296,7 +301,9 @@ impl Timer {
 
     /// When it fires, if it is set.
     pub fn deadline(&self) -> Option<u64> {
-        let d = self.timers.queue.lock().unwrap().entries[self.entry].deadline;
+        // Under the lock: whoever finds it set may rely on what was written before being seen when it fires.
+        let q = self.timers.queue.lock().unwrap();
+        let d = q.entries[self.entry].deadline.load(Ordering::Relaxed);
         (d != u64::MAX).then_some(d)
     }
 }

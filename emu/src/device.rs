@@ -15,7 +15,7 @@ use crate::completion::{DiskPort, Queue, SavedAnswer};
 use crate::display::Display;
 use crate::dma::DmaMem;
 use crate::irq::{IrqLine, MsiSink, NoMsi};
-use crate::pci::{Bar, BarKind, Bdf, Msi, Msix, PciBus, PciFunction, PciIds, Pin};
+use crate::pci::{self, Bar, BarKind, Bdf, Msi, Msix, PciBus, PciFunction, PciIds, Pin};
 use crate::ram::RamBlock;
 use crate::random::Random;
 use crate::space::{Access, AddressSpace, Backing, Doorbell, RegionId, Rights, Widths};
@@ -31,14 +31,18 @@ pub enum Event {
     AllDone,
     /// The medium of the disk of this unit was changed or taken out, by somebody outside the machine.
     Medium(usize),
-    /// Bytes came in at a character backend.
-    Chars(Vec<u8>),
-    /// The character backend that was full takes bytes again.
-    CharsReady,
+    /// Bytes came in at the character backend of this number.
+    Chars(usize, Vec<u8>),
+    /// The character backend of this number, which was full, takes bytes again.
+    CharsReady(usize),
+    /// Somebody is at the other end of the character backend of this number (true), or nobody.
+    CharsOpen(usize, bool),
     /// A break came in on a serial line.
     Break,
     /// A frame came in from the wire.
     Frame(Vec<u8>),
+    /// One came for which this is left to do; only for cards that asked for them ([`crate::backend::Net::partial`]).
+    Partial(Vec<u8>, crate::backend::Offload),
     /// The wire was plugged (true) or pulled.
     Link(bool),
     /// A doorbell at `offset` of region `region` rang, once or more often.
@@ -445,6 +449,11 @@ impl Params {
         self.0.insert(name.to_owned(), value.to_owned());
     }
 
+    /// The value for the unit `n` alone, which [`Params::set`] gave to `n.name`; it may be empty.
+    pub fn of_unit(&self, n: usize, name: &str) -> Option<&str> {
+        self.0.get(&format!("{n}.{name}")).map(String::as_str)
+    }
+
     /// The value, unless it is missing or empty.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|v| !v.is_empty())
@@ -479,6 +488,11 @@ pub enum Class {
     Network,
     /// A display adapter.
     Display,
+    /// The guest's end of serial lines.
+    Lines {
+        /// How many at most.
+        most: usize,
+    },
     /// Anything else.
     Other,
 }
@@ -654,6 +668,9 @@ impl Machine {
         let cell = Arc::new(DeviceCell { name: name.to_owned(), device: Mutex::new(None), wires: OnceLock::new() });
         let mut slot = Slot { machine: self.clone(), cell: cell.clone(), bdf, wires: Wires::default(), backends };
         let device = create(&mut slot)?;
+        if slot.backends.rom.is_some() {
+            return Err("it has no expansion ROM".to_owned());
+        }
         let _ = cell.wires.set(slot.wires);
         *cell.device.lock().unwrap() = Some(device);
         self.add_part(cell.clone());
@@ -677,8 +694,8 @@ pub struct Backends {
     pub units: Vec<Unit>,
     /// A network.
     pub net: Option<Box<dyn Net>>,
-    /// A character stream.
-    pub chardev: Option<Box<dyn Chardev>>,
+    /// Character streams, by their number.
+    pub chardevs: Vec<Option<Box<dyn Chardev>>>,
     /// Who presses a keyboard's keys.
     pub keys: Option<Box<dyn Keys>>,
     /// The contents of the device's expansion ROM.
@@ -877,7 +894,7 @@ impl Slot {
         self.function().add_bar(index, Bar { kind, len: block.len, region: id });
     }
 
-    /// The expansion ROM, from [`Backends::rom`] if there is one; its size is the next power of two.
+    /// The expansion ROM, from [`Backends::rom`] if there is one; its size is the next power of two. It names this device.
     ///
     /// # Errors
     /// When it is larger than 16 MiB or the host has no memory for it.
@@ -887,7 +904,9 @@ impl Slot {
     pub fn rom(&mut self) -> Result<(), String> {
         const LEAST: u64 = 2 << 10;
         const MOST: u64 = 16 << 20;
-        let Some(bytes) = self.backends.rom.take() else { return Ok(()) };
+        let Some(mut bytes) = self.backends.rom.take() else { return Ok(()) };
+        let (vendor, device) = self.function().config(|c| (c.get16(0), c.get16(2)));
+        pci::option::program(&mut bytes, vendor, device);
         let len = (bytes.len() as u64).next_power_of_two().max(LEAST);
         if len > MOST {
             return Err(format!("an expansion ROM of {} bytes is too large", bytes.len()));
@@ -933,11 +952,13 @@ impl Slot {
 
     /// Declares that a write of `width` bytes (0: any), of `value` if one is given, at `offset` of the device's region
     /// `region` carries nothing but the news that it happened. The device gets [`Event::Doorbell`] in its place, from
-    /// any thread: at once in real time, after the instruction when instructions drive the clock.
+    /// any thread: at once in real time, after the instruction when instructions drive the clock. With `handoff` the
+    /// processor need not wait for the device where a back end can do that; it may then hear a ring late, after a write
+    /// that came later, and must take one that has become pointless.
     ///
     /// # Panics
     /// When the region was not declared before.
-    pub fn doorbell(&mut self, region: u32, offset: u64, width: u8, value: Option<u64>) {
+    pub fn doorbell(&mut self, region: u32, offset: u64, width: u8, value: Option<u64>, handoff: bool) {
         let declared = self.wires.regions.iter().find(|(n, ..)| *n == region);
         let &(_, id, port) = declared.expect("a doorbell lies in a region of the device");
         let cell = Arc::downgrade(&self.cell);
@@ -946,7 +967,7 @@ impl Slot {
         let _ = bell.timer.set(self.machine.timers.add(sink, 0));
         self.wires.bells.push(bell.clone());
         let ring = Arc::new(move || bell.ring());
-        self.machine.space.add_doorbell(id, Doorbell { addr: offset, port, width, value, ring });
+        self.machine.space.add_doorbell(id, Doorbell { addr: offset, port, width, value, handoff, ring });
     }
 
     fn function(&self) -> Arc<PciFunction> {

@@ -69,7 +69,8 @@ impl IrqLine {
 
     /// Drives the output.
     pub fn set(&self, level: bool) {
-        if self.level.swap(level, Ordering::AcqRel) != level {
+        // Chips say their level after each access; mostly it is the same, and a load tells as much as a swap.
+        if self.level.load(Ordering::Acquire) != level && self.level.swap(level, Ordering::AcqRel) != level {
             self.update();
         }
     }

@@ -32,7 +32,7 @@ pub use device::{
     Backends, Class, Create, Device, DeviceCell, DeviceState, Event, IrqSaved, Machine, Model, Param, ParamKind,
     Params, Region, ResetKind, Saved, Slot, State, SystemEvent, when_unlocked,
 };
-pub use display::{Cell, Display, Picture, TextScreen};
+pub use display::{Cell, Display, Picture, TILE, TextScreen, Tiles, View};
 pub use dma::{DmaMem, IoVec};
 pub use irq::{IrqLine, IrqSink, MsiSink, NoMsi};
 pub use pci::{Bar, BarKind, Bdf, Msi, Msix, PciBus, PciConfig, PciFunction, PciIds, Pin, Routing};

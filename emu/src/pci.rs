@@ -4,6 +4,8 @@
 //! configuration write afterwards, and only needs to for registers with side effects. (PCI Local Bus Specification
 //! 3.0.)
 
+pub(crate) mod option;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;

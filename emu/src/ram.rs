@@ -147,6 +147,49 @@ impl Ram {
         self.blocks.lock().unwrap().clone()
     }
 
+    /// Keeps what was taken of the arena from being swapped out.
+    ///
+    /// # Errors
+    /// What mlock(2) says: as a rule that the limit of the process's user is lower.
+    #[expect(unsafe_code, reason = "mlock(2)")]
+    pub fn wire(&self) -> io::Result<()> {
+        let len = self.used.load(Ordering::Acquire) as usize;
+        // SAFETY: the range is in the mapping, and its contents stay as they are.
+        if unsafe { libc::mlock(self.memory.base.cast(), len) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Has core dumps of the process leave out the arena, which else would be as long as the guest's memory.
+    ///
+    /// # Errors
+    /// What madvise(2) says.
+    #[expect(unsafe_code, reason = "madvise(2)")]
+    pub fn leave_out_of_dumps(&self) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        const LEAVE_OUT: libc::c_int = libc::MADV_DONTDUMP;
+        #[cfg(not(target_os = "linux"))]
+        const LEAVE_OUT: libc::c_int = libc::MADV_NOCORE;
+        // SAFETY: the range is the mapping, and its contents stay as they are.
+        let done = unsafe { libc::madvise(self.memory.base.cast(), self.memory.len, LEAVE_OUT) };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Bytes of it that the host has in its own memory; 0 if the host does not say.
+    #[expect(unsafe_code, reason = "mincore(2)")]
+    pub fn resident(&self) -> u64 {
+        let used = self.used.load(Ordering::Acquire) as usize;
+        let mut states = [0; 4096];
+        let mut pages = 0;
+        for offset in (0..used).step_by(states.len() * PAGE_SIZE as usize) {
+            let len = (used - offset).min(states.len() * PAGE_SIZE as usize);
+            // SAFETY: the range lies inside this mapping, and there is a byte for each of its pages.
+            let told = unsafe { libc::mincore(self.memory.base.add(offset).cast(), len, states.as_mut_ptr()) };
+            if told == 0 {
+                pages += states[..len / PAGE_SIZE as usize].iter().filter(|state| **state & 1 != 0).count();
+            }
+        }
+        pages as u64 * PAGE_SIZE
+    }
+
     /// A pointer to the byte at `addr`, for CPU back ends; it is good up to the end of the arena's allocated part.
     ///
     /// # Panics
@@ -346,6 +389,17 @@ mod tests {
         let ram = Ram::new(64 << 10).unwrap();
         ram.alloc("ram", 4096).unwrap();
         ram.read(RamAddr(4095), &mut [0; 2]);
+    }
+
+    #[test]
+    fn memory_is_resident_when_it_has_been_written() {
+        let ram = Ram::new(64 << 20).unwrap();
+        ram.alloc("ram", 32 << 20).unwrap();
+        assert_eq!(ram.resident(), 0);
+        (0..4).for_each(|n| ram.write(RamAddr(n * (8 << 20)), &[1]));
+        let resident = ram.resident();
+        // The host may have larger pages.
+        assert!((4 * PAGE_SIZE..=32 << 20).contains(&resident), "{resident}");
     }
 
     #[test]

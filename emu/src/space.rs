@@ -92,8 +92,11 @@ pub struct Doorbell {
     pub width: u8,
     /// Only this value rings, if any is given.
     pub value: Option<u64>,
-    /// Called instead of the write, from any thread, without any lock held. Back ends that have the host's kernel take
-    /// the write call it when they hear of it, and once more for what is left when the machine pauses.
+    /// A back end may have the host's kernel take the write, and another thread ring: the processor goes on meanwhile,
+    /// and the device may hear it after later accesses.
+    pub handoff: bool,
+    /// Called instead of the write, from any thread, without any lock held. Whatever rang before the processors' pause
+    /// has been called when they are paused.
     pub ring: Arc<dyn Fn() + Send + Sync>,
 }
 
@@ -192,9 +195,17 @@ impl Map {
         if n == 0 { None } else { Some(&self.port_ranges[n as usize - 1]) }
     }
 
-    /// The doorbells in force.
+    /// The doorbells in force, those in memory first, sorted by address.
     pub fn doorbells(&self) -> &[Doorbell] {
         &self.doorbells
+    }
+
+    /// The doorbell that a write of `value` rings.
+    #[inline]
+    pub(crate) fn doorbell(&self, port: bool, addr: u64, width: u8, value: u64) -> Option<&Doorbell> {
+        let first = self.doorbells.partition_point(|d| (d.port, d.addr) < (port, addr));
+        let here = self.doorbells[first..].iter().take_while(|d| (d.port, d.addr) == (port, addr));
+        here.into_iter().find(|d| (d.width == 0 || d.width == width) && d.value.is_none_or(|v| v == value))
     }
 
     /// The RAM byte that reads of `gpa` come from, and how many bytes from there on are contiguous.
@@ -483,7 +494,7 @@ impl AddressSpace {
             dirty_log: self.ram.dirty_log(),
             port_index,
             port_ranges,
-            doorbells: Arc::new(t.doorbells.iter().filter_map(|b| b.placed(&t)).collect()),
+            doorbells: Arc::new(t.placed_doorbells()),
         });
         *self.current.write().unwrap() = map.clone();
         self.generation.store(map.generation, Ordering::Release);
@@ -494,6 +505,12 @@ impl AddressSpace {
 }
 
 impl Tables {
+    fn placed_doorbells(&self) -> Vec<Doorbell> {
+        let mut placed: Vec<Doorbell> = self.doorbells.iter().filter_map(|b| b.placed(self)).collect();
+        placed.sort_by_key(|d| (d.port, d.addr));
+        placed
+    }
+
     /// The last generation that nobody goes by an older one of.
     fn followed(&mut self) -> u64 {
         fence(Ordering::SeqCst);

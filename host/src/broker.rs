@@ -3,21 +3,25 @@
 //! The confined process runs the guest's devices; whoever takes it over from inside the guest gets its descriptors and
 //! no more. What it needs by name after the guest has begun, it asks of the broker, which answers with descriptors
 //! (SCM_RIGHTS): images to put into drives, out of the directories that the configuration names; room for what is
-//! written over them; the files that the command line names. And the broker removes names in the file system that the
-//! process has made, also when it dies of itself.
+//! written over them; the files that the command line names; the sockets of a NAT; connections to the sockets that cables lead
+//! to. And the broker removes names in the file system and interfaces of the host that the process has made, also when it
+//! dies of itself.
 //!
 //! One request is one packet, and so is its reply: JSON, of 64 KiB at most. What may be asked for is said before
 //! [`Request::Seal`]; nothing can be added to it later.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
@@ -25,12 +29,16 @@ use nix::sys::socket::{
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{Access, Opened, temporary};
+use crate::net::socket::connect;
+use crate::net::{interface, nat};
 
 /// The command by which the program is the broker.
 pub const COMMAND: &str = "broker";
 
 /// Bytes of a request or a reply.
 const MOST: usize = 64 << 10;
+/// How long a bridge in which others are stays before it is looked at again.
+const BRIDGE_PAUSE: Duration = Duration::from_millis(500);
 /// Descriptors in a reply.
 const FDS: usize = 3;
 
@@ -47,18 +55,32 @@ enum Request {
     Name(PathBuf, Id),
     /// The kernel's machine of this name is ours, and goes with us.
     Machine(String),
+    /// These files, and the kernel's machine of this name, may go.
+    Leave(Vec<PathBuf>, String),
+    /// Sockets for a NAT, by the socket that comes along.
+    Network(nat::Rules),
+    /// This interface of the host is ours, and goes with us.
+    Interface(String),
+    /// This bridge was made for us, and goes when it has no members any more.
+    Bridge(String),
+    /// Connections to this socket may be asked for.
+    Peer(PathBuf),
     /// All has been said.
     Seal,
     /// Open, lock and claim an image's file that is none of these.
     Open(PathBuf, Access, Vec<Id>),
     /// A file without a name.
     Temporary,
+    /// Connect to a socket that is one of these.
+    Connect(PathBuf),
     /// Make an output.
     Create(PathBuf),
     /// Give an output another one's name.
     Rename(PathBuf, PathBuf),
     /// Remove one of our names.
     Remove(PathBuf, Id),
+    /// Remove what may go; the machine, when we are gone.
+    LetGo,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -111,6 +133,60 @@ pub fn allow_output(path: &Path) -> io::Result<()> {
 /// When the broker is gone.
 pub fn own_machine(name: &str) -> io::Result<()> {
     tell(&Request::Machine(name.to_owned()))
+}
+
+/// Has an interface of the host removed when we are gone.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn own_interface(name: &str) -> io::Result<()> {
+    tell(&Request::Interface(name.to_owned()))
+}
+
+/// Has a bridge of the host removed when we are gone and nobody else is in it.
+pub(crate) fn own_bridge(name: &str) -> io::Result<()> {
+    tell(&Request::Bridge(name.to_owned()))
+}
+
+/// Allows connections to this socket to be made later. Its path is absolute.
+pub(crate) fn allow_connection(path: &Path) -> io::Result<()> {
+    tell(&Request::Peer(path.to_owned()))
+}
+
+/// Connects to a socket, without waiting for anybody.
+pub(crate) fn connection(path: &Path) -> Result<UnixStream> {
+    match asked(|| Request::Connect(path.to_owned())) {
+        Some(answer) => {
+            let file = answer?.into_iter().flatten().next().context("the broker sent no descriptor")?;
+            Ok(UnixStream::from(OwnedFd::from(file)))
+        }
+        None => Ok(connect(path)?),
+    }
+}
+
+/// Allows files, and the machine of this name that a kernel keeps, to be removed by [`let_go`] later.
+///
+/// # Errors
+/// When the broker is gone.
+pub fn leave(files: &[PathBuf], machine: &str) -> io::Result<()> {
+    tell(&Request::Leave(files.to_vec(), machine.to_owned()))
+}
+
+/// Has removed what [`leave`] named. False if there is no broker, and who asks may do so.
+///
+/// # Errors
+/// When the broker is gone.
+pub fn let_go() -> Result<bool> {
+    asked(|| Request::LetGo).map_or(Ok(false), |answer| answer.map(|_| true))
+}
+
+/// A channel by which the broker gives a NAT its sockets, if there is a broker.
+pub(crate) fn network(rules: &nat::Rules) -> io::Result<Option<OwnedFd>> {
+    let broker = broker();
+    let Some(socket) = broker.0.as_ref() else { return Ok(None) };
+    let (ours, its) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    ask_with(socket, &Request::Network(rules.clone()), &[its.as_fd()]).map_err(io::Error::other)?;
+    // The end of the broker waits for us, ours for nobody.
+    fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(Some(ours))
 }
 
 /// From now on the broker is asked for what has a name.
@@ -166,8 +242,13 @@ pub(crate) fn nameless() -> Result<File> {
 pub fn create(path: &Path) -> Result<File> {
     match asked(|| Request::Create(path.to_owned())) {
         Some(answer) => answer?.into_iter().flatten().next().context("the broker sent no file"),
-        None => Ok(File::create(path)?),
+        None => made(path),
     }
+}
+
+/// An output: what comes out of a guest is not for everybody.
+fn made(path: &Path) -> Result<File> {
+    Ok(OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?)
 }
 
 /// Gives a file another name.
@@ -220,7 +301,12 @@ fn remove(path: &Path, id: Id) {
 
 /// Sends a request and waits for the answer.
 fn ask(socket: &OwnedFd, request: &Request) -> Result<[Option<File>; FDS]> {
-    send(socket.as_fd(), &serde_json::to_vec(request)?, &[]).context("the broker is gone")?;
+    ask_with(socket, request, &[])
+}
+
+/// The same, with descriptors.
+fn ask_with(socket: &OwnedFd, request: &Request, fds: &[BorrowedFd]) -> Result<[Option<File>; FDS]> {
+    send(socket.as_fd(), &serde_json::to_vec(request)?, fds).context("the broker is gone")?;
     let (packet, mut fds) = packet(socket.as_fd()).context("the broker is gone")?;
     let reply: Reply = serde_json::from_slice(&packet).context("the broker is gone")?;
     if let Some(error) = reply.error {
@@ -279,6 +365,10 @@ struct Rules {
     outputs: Vec<PathBuf>,
     names: Vec<(PathBuf, Id)>,
     machines: Vec<String>,
+    leave: (Vec<PathBuf>, Vec<String>),
+    interfaces: Vec<String>,
+    bridges: Vec<String>,
+    peers: Vec<PathBuf>,
     sealed: bool,
 }
 
@@ -300,8 +390,8 @@ pub fn serve(destroy: impl Fn(&str)) -> Result<()> {
         }
     }
     let mut rules = Rules::default();
-    while let Ok((packet, _)) = packet(socket.as_fd()) {
-        let answer = serde_json::from_slice(&packet).map_err(Into::into).and_then(|request| rules.answer(request));
+    while let Ok((packet, fds)) = packet(socket.as_fd()) {
+        let answer = serde_json::from_slice(&packet).map_err(Into::into).and_then(|request| rules.answer(request, fds));
         let (reply, files) = match answer {
             Ok(files) => (Reply { error: None, fds: files.each_ref().map(Option::is_some) }, files),
             Err(e) => (Reply { error: Some(format!("{e:#}")), ..Reply::default() }, [None, None, None]),
@@ -313,17 +403,37 @@ pub fn serve(destroy: impl Fn(&str)) -> Result<()> {
     }
     rules.names.iter().for_each(|(path, id)| remove(path, *id));
     rules.machines.iter().for_each(|name| destroy(name));
+    #[cfg(not(target_os = "linux"))]
+    for name in &rules.interfaces {
+        let _ = interface::destroy(name);
+    }
+    // Other machines may have joined what was made for this one.
+    while !rules.bridges.is_empty() {
+        rules.bridges.retain(|name| !interface::remove_empty_bridge(name));
+        if !rules.bridges.is_empty() {
+            std::thread::sleep(BRIDGE_PAUSE);
+        }
+    }
     Ok(())
 }
 
 impl Rules {
-    fn answer(&mut self, request: Request) -> Result<[Option<File>; FDS]> {
+    fn answer(&mut self, request: Request, mut fds: Vec<OwnedFd>) -> Result<[Option<File>; FDS]> {
         let output = |path: &PathBuf| match self.outputs.contains(path) {
             true => Ok(()),
             false => bail!("{} is no output of this machine", path.display()),
         };
         match request {
-            Request::Media(_) | Request::Output(_) | Request::Name(..) | Request::Machine(_) | Request::Seal
+            Request::Media(_)
+            | Request::Output(_)
+            | Request::Name(..)
+            | Request::Machine(_)
+            | Request::Leave(..)
+            | Request::Network(_)
+            | Request::Interface(_)
+            | Request::Bridge(_)
+            | Request::Peer(_)
+            | Request::Seal
                 if self.sealed =>
             {
                 bail!("it is too late for that");
@@ -332,6 +442,30 @@ impl Rules {
             Request::Output(path) => self.outputs.push(path),
             Request::Name(path, id) => self.names.push((path, id)),
             Request::Machine(name) => self.machines.push(name),
+            Request::Leave(files, machine) => self.leave = (files, vec![machine]),
+            Request::Interface(name) => self.interfaces.push(name),
+            Request::Bridge(name) => self.bridges.push(name),
+            Request::Peer(path) => self.peers.push(path),
+            Request::Connect(path) => {
+                if !self.peers.contains(&path) {
+                    bail!("{} is no socket of this machine's cables", path.display());
+                }
+                return Ok([Some(File::from(OwnedFd::from(connect(&path)?))), None, None]);
+            }
+            Request::LetGo => {
+                for file in &self.leave.0 {
+                    match std::fs::remove_file(file) {
+                        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+                        _ => {}
+                    }
+                }
+                self.machines.append(&mut self.leave.1);
+            }
+            Request::Network(rules) => {
+                let channel = fds.pop().context("no channel came along")?;
+                // It ends with the channel, or with us.
+                std::thread::Builder::new().name("nat".to_owned()).spawn(move || nat::serve(&channel, &rules))?;
+            }
             Request::Seal => self.sealed = true,
             Request::Open(path, access, chain) => {
                 let path = path.canonicalize()?;
@@ -347,7 +481,7 @@ impl Rules {
             Request::Temporary => return Ok([Some(temporary()?), None, None]),
             Request::Create(path) => {
                 output(&path)?;
-                return Ok([Some(File::create(path)?), None, None]);
+                return Ok([Some(made(&path)?), None, None]);
             }
             Request::Rename(from, to) => {
                 output(&from)?;

@@ -18,17 +18,21 @@ mod io;
 pub mod keyboard;
 pub mod net;
 mod part;
+pub mod process;
 pub mod sandbox;
 pub mod screen;
 mod signals;
 mod sys;
 mod terminal;
+mod title;
 mod unix;
+pub mod vnc;
 
 pub use console::ConsoleCommand;
 pub use io::{Gate, Io, IoThread};
 pub use signals::{EndSignal, watch_signals};
 pub use terminal::{restore_terminal, terminal_is_raw};
+pub use title::set_title;
 
 /// The processor time that this process has used, on all of its threads.
 pub fn cpu_time() -> std::time::Duration {
@@ -37,4 +41,26 @@ pub fn cpu_time() -> std::time::Duration {
     let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return std::time::Duration::ZERO };
     let part = |t: nix::sys::time::TimeVal| std::time::Duration::new(t.tv_sec() as u64, t.tv_usec() as u32 * 1000);
     part(usage.user_time()) + part(usage.system_time())
+}
+
+/// What local time is ahead of UTC, in seconds, at a time in seconds since 1970.
+#[expect(unsafe_code, reason = "localtime_r(3) is the only one who knows")]
+pub fn utc_offset(at: i64) -> i64 {
+    let at = at as libc::time_t;
+    // SAFETY: all-zero bytes are a valid tm, and the call reads and fills in what it is given.
+    let tm = unsafe {
+        let mut tm: libc::tm = std::mem::zeroed();
+        libc::localtime_r(&raw const at, &raw mut tm);
+        tm
+    };
+    tm.tm_gmtoff
+}
+
+/// The bytes that the file system of a path has for this user.
+///
+/// # Errors
+/// When there is no such path.
+pub fn free_space(path: &std::path::Path) -> std::io::Result<u64> {
+    let said = nix::sys::statvfs::statvfs(path)?;
+    Ok(said.blocks_available().saturating_mul(said.fragment_size()))
 }

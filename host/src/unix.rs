@@ -38,6 +38,13 @@ pub(crate) fn listen(path: &Path) -> io::Result<(UnixListener, Name)> {
     Ok((UnixListener::from(fd), name))
 }
 
+/// Removes a socket that nobody has open; anything else stays.
+pub(crate) fn remove_dead(path: &Path) {
+    if let Ok(address) = UnixAddr::new(path) {
+        let _ = remove_stale(path, &address);
+    }
+}
+
 /// Removes a socket that nobody has open.
 fn remove_stale(path: &Path, address: &UnixAddr) -> io::Result<()> {
     if !std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {

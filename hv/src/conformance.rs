@@ -4,6 +4,9 @@
 //! No test sleeps: a guest's reports are waited for, and what must not happen is looked for after something that comes
 //! later.
 
+pub(crate) mod bells;
+#[cfg(target_os = "linux")]
+mod kvm;
 pub(crate) mod listing;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -19,6 +22,7 @@ use emu::{
 
 use crate::lacking::fields;
 use crate::{Exit, Hypervisor, Lacking, Outcome, Runner, Vm, VmConfig};
+pub(crate) use bells::a_doorbell_that_is_handed_over_is_known_when_the_processors_are_paused;
 use listing::{AX, CX, DI, DX, Listing, Op, SI};
 
 /// Makes the back end for the programs of a test.
@@ -73,7 +77,7 @@ struct Tester {
 impl Tester {
     fn create(slot: &mut Slot, tell: Sender<Seen>) -> Box<dyn Device> {
         slot.ports(0, REPORT, 0x20, Widths::DWORD);
-        slot.doorbell(0, u64::from(BELL - REPORT), 2, None);
+        slot.doorbell(0, u64::from(BELL - REPORT), 2, None, false);
         slot.memory(1, MMIO, 0x1000, 1, Widths::DWORD);
         let rom = slot.ram("rom", 0x1000).expect("memory").start;
         let window = slot.window(0x1000, 1, Rights::ReadWrite, Backing::Ram(rom));
@@ -184,7 +188,8 @@ impl Rig {
         let (tell, seen) = channel();
         machine.plug_with("tester", None, Backends::default(), |slot| Ok(Tester::create(slot, tell))).unwrap();
 
-        let config = VmConfig { name: "conformance".to_owned(), cpus, model: cpu::Model::default(), plain: false };
+        let config =
+            VmConfig { name: "conformance".to_owned(), cpus, model: cpu::Model::default(), plain: false, keep: false };
         let vm = make(&listing).create(&machine, &config).unwrap();
         let pins: Arc<dyn IrqSink> = vm.pins();
         let pic = Arc::new(Pic { intr: IrqLine::new(pins, 0), vector: AtomicU32::new(0), acks: AtomicU32::new(0) });
@@ -730,6 +735,7 @@ macro_rules! suite {
             a_saved_processor_goes_on_in_another_machine
             the_log_has_the_pages_that_the_guest_writes
             a_doorbell_is_heard_but_not_by_the_write
+            a_doorbell_that_is_handed_over_is_known_when_the_processors_are_paused
         );
     };
     ($make:expr, $skip:expr; $($name:ident)*) => {

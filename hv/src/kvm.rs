@@ -8,16 +8,19 @@
 //! * **CPUID** is the model's as far as the kernel can keep its promises ([`model`]).
 //! * **HLT** stays in the kernel, where local APICs and IPIs end it. So nobody tells us that all processors wait for
 //!   what can never come; a thread looks twice a second ([`watch`]).
-//! * **Time.** The TSC is the host's with an offset, and stands still with the machine ([`tsc`]). The timers of local
-//!   APICs are the kernel's; they go on while the machine is paused.
+//! * **Time.** The TSC is the host's with an offset, and stands still with the machine ([`tsc`]); so do the TSC deadlines
+//!   of local APICs, which are taken out of the kernel meanwhile. Their counters are the kernel's and go on: one that
+//!   ends while the machine is paused interrupts when it is resumed, once, and the ticks of a periodic one have another
+//!   phase then. Only KVM_SET_LAPIC could stop them, which would overwrite what interrupts at that moment.
+//! * **Doorbells** ring on the processor's thread, where most are served at once: waking another thread for it costs more
+//!   than all the rest. Where a device hands its doorbells over, the kernel takes them as ioeventfds ([`bells`]). There
+//!   are no irqfds: to write to one takes the same system call as KVM_SIGNAL_MSI, and no less time in it.
 //!
 //! Linux 5.10 is the oldest that has what is needed; before 5.16 the TSC goes on while the machine is paused. There is no
-//! FERR# and no A20 gate. AMD's processors forget the registers in a triple fault, which makes for a poor report.
-//!
-//! Queues have no eventfds. A doorbell that rings on the processor's thread is served there at once, where ioeventfd
-//! would wake another thread for it; and an irqfd takes the same system call as KVM_SIGNAL_MSI, unless the kernel itself
-//! is the device.
+//! FERR# and no A20 gate. After a triple fault AMD's processors have the state of an INIT, since Linux must not show what
+//! SVM leaves undefined: the report has then no registers of the guest's, but its last accesses to devices.
 
+mod bells;
 mod emulate;
 mod host;
 mod model;
@@ -34,13 +37,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use anyhow::{Context, bail};
-use emu::{IrqSink, Machine, MsiSink};
+use emu::{IrqSink, Machine, MsiSink, Ram};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap, kvm_msi,
 };
 use kvm_ioctls::VmFd;
 
+use crate::stats;
 use crate::{Ack, Caps, Hypervisor, MemoryMap, Vcpu, Vm, VmConfig};
+use bells::Bells;
 use routes::Routes;
 use seat::Seat;
 use slots::Slots;
@@ -72,10 +77,7 @@ impl Hypervisor for Kvm {
 
     fn create(&self, machine: &Arc<Machine>, config: &VmConfig) -> anyhow::Result<Arc<dyn Vm>> {
         let kvm = host::open().map_err(|why| anyhow::anyhow!("KVM does not work here: {why}"))?;
-        let most = kvm.get_max_vcpus();
-        if config.cpus as usize > most {
-            bail!("KVM on this host runs up to {most} processors, and cpus = {} asks for more", config.cpus);
-        }
+        host::room(config.cpus, kvm.get_max_vcpus()).map_err(anyhow::Error::msg)?;
         let fd = kvm.create_vm().context("KVM makes no virtual machine (KVM_CREATE_VM)")?;
         let shared = Shared::new(Arc::new(fd), config.cpus);
         shared.prepare()?;
@@ -84,13 +86,16 @@ impl Hypervisor for Kvm {
         if let Some(why) = shared.failure() {
             bail!(why);
         }
+        let bells = Bells::start(shared.fd.clone()).context("no thread to hear doorbells")?;
+        machine.space.add_listener(bells.clone());
         let (model, dropped) = model::fit(&kvm, &config.model, config.cpus)?;
         if !dropped.is_empty() {
             tracing::info!("kvm: the {} goes without {}, which this host lacks", model.name, dropped.join(" "));
         }
         let vcpus = KvmVcpu::all(&kvm, &shared, machine, &model)?;
         watch::start(&shared).context("no thread to watch the processors")?;
-        Ok(Arc::new(KvmVm { shared, vcpus: Mutex::new(vcpus) }))
+        let ram = machine.space.ram().clone();
+        Ok(Arc::new(KvmVm { shared, ram, bells, vcpus: Mutex::new(vcpus) }))
     }
 }
 
@@ -100,6 +105,7 @@ struct Shared {
     seats: Vec<Seat>,
     routes: Mutex<Routes>,
     tsc: tsc::Frozen,
+    tsc_hz: AtomicU64,
     ack: OnceLock<Ack>,
     eoi: OnceLock<Box<dyn Fn(u8) + Send + Sync>>,
     wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -117,6 +123,7 @@ impl Shared {
             fd,
             seats: (0..cpus).map(|_| Seat::default()).collect(),
             tsc: tsc::Frozen::default(),
+            tsc_hz: AtomicU64::new(0),
             ack: OnceLock::new(),
             eoi: OnceLock::new(),
             wake: OnceLock::new(),
@@ -194,6 +201,8 @@ impl IrqSink for Shared {
 
 struct KvmVm {
     shared: Arc<Shared>,
+    ram: Arc<Ram>,
+    bells: Arc<Bells>,
     vcpus: Mutex<Vec<Box<dyn Vcpu>>>,
 }
 
@@ -225,10 +234,27 @@ impl Vm for KvmVm {
     // Guest addresses are translated by the processor, which has no such pin.
     fn set_a20(&self, _: bool) {}
 
+    fn stats(&self, vcpu: u32) -> anyhow::Result<Vec<(String, u64)>> {
+        let Some(seat) = self.shared.seats.get(vcpu as usize) else { return Ok(Vec::new()) };
+        let c = &seat.counters;
+        let counters = [
+            ("number of times in/out was intercepted", c.ports.get()),
+            ("vm exits for instruction emulation", c.memory.get()),
+            ("vm exits due to interrupt window opening", c.windows.get()),
+            ("number of vm exits handled in userspace", c.all.get()),
+            (stats::RUNTIME, stats::ticks(seat.ran(), self.shared.tsc_hz.load(Ordering::Relaxed))),
+        ];
+        Ok(stats::named(vcpu, &counters, &self.ram))
+    }
+
     fn kick(&self, vcpu: u32) {
         if let Some(seat) = self.shared.seats.get(vcpu as usize) {
             seat.alert(seat::KICK);
         }
+    }
+
+    fn hear(&self) {
+        self.bells.hear();
     }
 
     fn on_wake(&self, wake: Box<dyn Fn() + Send + Sync>) {

@@ -29,6 +29,7 @@ mod memory;
 mod mock;
 mod run;
 mod soft;
+mod stats;
 mod vmm;
 
 use std::sync::Arc;
@@ -42,7 +43,7 @@ pub use lacking::Lacking;
 pub use memory::{MemoryMap, PageTables, Slot};
 pub use run::{Outcome, Runner, Turn};
 pub use soft::Soft;
-pub use vmm::Vmm;
+pub use vmm::{Outside, Vmm};
 
 /// What a back end brings, and what it cannot do.
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,6 +69,8 @@ pub struct VmConfig {
     pub model: cpu::Model,
     /// Decode and execute one instruction at a time (the oracle) instead of the cached engine. Software CPU only.
     pub plain: bool,
+    /// What the kernel has of it stays when it is dropped, until somebody destroys it.
+    pub keep: bool,
 }
 
 /// A back end.
@@ -112,6 +115,19 @@ pub fn destroy(name: &str) {
     #[cfg(target_os = "freebsd")]
     Vmm::over(Arc::new(vmmapi_sys::System), "vmm").destroy(name);
     let _ = name;
+}
+
+/// The machine of this name of this system's kernel, whoever runs it; none if there is none.
+///
+/// # Errors
+/// What keeps us from looking.
+pub fn outside(name: &str) -> anyhow::Result<Option<Outside>> {
+    #[cfg(target_os = "freebsd")]
+    if std::path::Path::new("/dev/vmm").join(name).exists() {
+        return Outside::open(Arc::new(vmmapi_sys::System), name);
+    }
+    let _ = name;
+    Ok(None)
 }
 
 /// Acknowledges an external interrupt: the 8259's INTA cycle.
@@ -178,9 +194,22 @@ pub trait Vm: Send + Sync {
     /// Opens or closes the A20 gate.
     fn set_a20(&self, open: bool);
 
+    /// A processor's counters and what they count: vmm(4)'s own there, elsewhere what the back end knows, by vmm(4)'s
+    /// names where the meaning is the same.
+    ///
+    /// # Errors
+    /// What the host refuses.
+    fn stats(&self, _vcpu: u32) -> anyhow::Result<Vec<(String, u64)>> {
+        Ok(Vec::new())
+    }
+
     /// Makes a processor leave [`Vcpu::run`] soon. Never lost: if it is not running, its next run ends at once. Several
     /// kicks may end one run.
     fn kick(&self, vcpu: u32);
+
+    /// Rings the doorbells that the host's kernel took and nobody has heard yet. The processors are paused, and no
+    /// device's lock is held.
+    fn hear(&self) {}
 
     /// Called whenever a sleeping processor may have something to do. Set once.
     fn on_wake(&self, wake: Box<dyn Fn() + Send + Sync>);

@@ -139,7 +139,8 @@ impl Runner {
         Ok(runner)
     }
 
-    /// Stops all processors between two instructions and guest time with them. On return none runs.
+    /// Stops all processors between two instructions and guest time with them. On return none runs, and the doorbells
+    /// that they rang have rung.
     pub fn pause(&self) {
         let mut c = self.shared.control.lock().unwrap();
         if c.order == Order::Run {
@@ -158,6 +159,7 @@ impl Runner {
             }
         }
         self.shared.machine.clock().pause();
+        self.shared.vm.hear();
     }
 
     /// A way to order a pause from any thread, a processor's own included, without waiting for it: each processor stops
@@ -201,6 +203,14 @@ impl Runner {
             }
         }
         out
+    }
+
+    /// Each processor's counters, as [`Vm::stats`].
+    ///
+    /// # Errors
+    /// What the host refuses.
+    pub fn stats(&self) -> anyhow::Result<Vec<Vec<(String, u64)>>> {
+        (0..self.cpus).map(|n| self.shared.vm.stats(n)).collect()
     }
 
     /// Whose turn it is on each thread. The processors must be paused.

@@ -3,13 +3,15 @@
 //! All processors run in turn on one thread and share one code cache. Per-processor state is `Send`, so that threads
 //! can follow.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 
 use cpu::{ApicBus, Cpu, Engine, ErrorPins, Fault, Lapic, LapicState, Regs};
 use emu::{CpuBus, IrqSink, Machine, MsiSink, Timers};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::stats::{self, Counter};
 use crate::{Ack, Caps, Exit, Hypervisor, Vcpu, Vm, VmConfig};
 
 /// The software CPU.
@@ -33,19 +35,32 @@ impl Hypervisor for Soft {
         let model = Arc::new(cpu::Model { cpus: config.cpus, ..config.model.clone() });
         let engine = (!config.plain).then(|| Arc::new(Mutex::new(Engine::new())));
         let mut pins = None;
-        let vcpus = (0..config.cpus)
-            .map(|index| {
+        let counters: Vec<_> = (0..config.cpus).map(|_| Arc::new(Counters::default())).collect();
+        let vcpus = counters
+            .iter()
+            .zip(0..)
+            .map(|(counters, index)| {
                 let lapic = Lapic::new(index, &bus, &machine.timers, model.tsc_hz);
                 let cpu_bus = CpuBus::new(machine.space.clone());
                 let cpu = Cpu::new(model.clone(), cpu_bus, machine.clock().clone(), lapic);
                 pins.get_or_insert_with(|| cpu.error_pins().clone());
-                let vcpu = SoftVcpu { index, cpu, engine: engine.clone(), timers: machine.timers.clone() };
+                let (engine, timers, counters) = (engine.clone(), machine.timers.clone(), counters.clone());
+                let vcpu = SoftVcpu { index, cpu, engine, timers, counters };
                 Box::new(vcpu) as Box<dyn Vcpu>
             })
             .collect();
         let error_pins = pins.unwrap_or_default();
-        Ok(Arc::new(SoftVm { bus, error_pins, vcpus: Mutex::new(vcpus) }))
+        let (vcpus, machine) = (Mutex::new(vcpus), Arc::downgrade(machine));
+        Ok(Arc::new(SoftVm { bus, error_pins, vcpus, counters, tsc_hz: model.tsc_hz, machine }))
     }
+}
+
+/// What a processor has done.
+#[derive(Default)]
+struct Counters {
+    nanoseconds: Counter,
+    instructions: Counter,
+    halts: Counter,
 }
 
 /// INTR and NMI of processor 0.
@@ -62,6 +77,9 @@ struct SoftVm {
     /// FERR# and IGNNE# of processor 0; the others' are not connected.
     error_pins: Arc<ErrorPins>,
     vcpus: Mutex<Vec<Box<dyn Vcpu>>>,
+    counters: Vec<Arc<Counters>>,
+    tsc_hz: u64,
+    machine: Weak<Machine>,
 }
 
 impl Vm for SoftVm {
@@ -101,6 +119,18 @@ impl Vm for SoftVm {
         self.bus.set_a20(open);
     }
 
+    fn stats(&self, vcpu: u32) -> anyhow::Result<Vec<(String, u64)>> {
+        let (Some(c), Some(machine)) = (self.counters.get(vcpu as usize), self.machine.upgrade()) else {
+            return Ok(Vec::new());
+        };
+        let counters = [
+            ("instructions executed", c.instructions.get()),
+            (stats::HALTS, c.halts.get()),
+            (stats::RUNTIME, stats::ticks(c.nanoseconds.get(), self.tsc_hz)),
+        ];
+        Ok(stats::named(vcpu, &counters, machine.space.ram()))
+    }
+
     fn kick(&self, vcpu: u32) {
         if let Some(lapic) = self.bus.lapics().get(vcpu as usize) {
             lapic.kick();
@@ -121,6 +151,7 @@ struct SoftVcpu {
     cpu: Cpu,
     engine: Option<Arc<Mutex<Engine>>>,
     timers: Arc<Timers>,
+    counters: Arc<Counters>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -136,11 +167,15 @@ impl Vcpu for SoftVcpu {
     }
 
     fn run(&mut self, insns: u64) -> Exit {
-        let limit = self.cpu.icount().saturating_add(insns);
+        let (began, before) = (Instant::now(), self.cpu.icount());
+        let limit = before.saturating_add(insns);
         let exit = match &self.engine {
             Some(engine) => engine.lock().unwrap().run(&mut self.cpu, limit, &self.timers),
             None => self.cpu.run_plain(limit, &self.timers),
         };
+        self.counters.nanoseconds.add(began.elapsed().as_nanos() as u64);
+        self.counters.instructions.add(self.cpu.icount() - before);
+        self.counters.halts.add((exit == cpu::Exit::Halted).into());
         match exit {
             cpu::Exit::Limit => Exit::Slice,
             cpu::Exit::Kicked => Exit::Kicked,

@@ -82,7 +82,9 @@ fn no_clock_drifts_against_another_in_ten_minutes() {
     let machine = Machine::new(space.clone(), Clock::instructions());
     let model = cpu::Model::default();
     let tsc_hz = model.tsc_hz;
-    let vm = Soft.create(&machine, &VmConfig { name: "drift".to_owned(), cpus: 1, model, plain: false }).unwrap();
+    let vm = Soft
+        .create(&machine, &VmConfig { name: "drift".to_owned(), cpus: 1, model, plain: false, keep: false })
+        .unwrap();
     let pic = I8259::new(&machine, IrqLine::new(vm.pins(), 0));
     let acked = pic.clone();
     vm.on_ack(Box::new(move || acked.acknowledge()));

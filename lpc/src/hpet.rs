@@ -243,6 +243,11 @@ impl Regs {
         matched
     }
 
+    /// Whether any comparator asks for its interrupt.
+    fn any_output(&self) -> bool {
+        self.enabled() && (0..COUNT).any(|n| self.output(n))
+    }
+
     /// Whether comparator `n` asks for its interrupt.
     fn output(&self, n: usize) -> bool {
         let c = &self.comparators[n];
@@ -282,19 +287,24 @@ impl Regs {
         }
     }
 
-    /// Writes the bytes of `mask`. Matches have been looked for just before.
-    fn write(&mut self, at: u64, value: u64, mask: u64, ticks: u64, routes: u32) {
+    /// Writes the bytes of `mask`. Matches have been looked for just before, at `ticks` if the main counter runs.
+    fn write(&mut self, at: u64, value: u64, mask: u64, ticks: impl Fn() -> u64, routes: u32) {
         match at {
             CONFIG => {
-                let main = self.main(ticks);
+                let ran = self.enabled();
                 self.config = merge(self.config, value, mask) & (CFG_ENABLE | CFG_LEGACY);
-                self.set_main(main, ticks);
-                if !self.enabled() {
-                    self.high = 0;
+                match (ran, self.enabled()) {
+                    (false, true) => self.counter = self.counter.wrapping_sub(ticks()),
+                    (true, false) => (self.counter, self.high) = (self.counter.wrapping_add(ticks()), 0),
+                    _ => {}
                 }
             }
             STATUS => self.status &= !(value & mask),
-            MAIN_COUNTER => self.set_main(merge(self.main(ticks), value, mask), ticks),
+            MAIN_COUNTER => {
+                let ticks = if self.enabled() { ticks() } else { 0 };
+                self.seen = merge(self.main(ticks), value, mask);
+                self.counter = self.seen.wrapping_sub(ticks);
+            }
             _ => {
                 let n = (at.wrapping_sub(TIMER0) / 0x20) as usize;
                 let Some(c) = self.comparators.get_mut(n) else { return };
@@ -318,11 +328,6 @@ impl Regs {
             }
         }
     }
-
-    fn set_main(&mut self, value: u64, ticks: u64) {
-        self.counter = if self.enabled() { value.wrapping_sub(ticks) } else { value };
-        self.seen = value;
-    }
 }
 
 /// The event timer block.
@@ -333,6 +338,8 @@ pub struct Hpet {
     legacy: [Arc<IrqLine>; 2],
     /// I/O APIC inputs that comparators can be routed to.
     pins: Vec<(u8, Arc<IrqLine>)>,
+    /// Their numbers as bits.
+    routes: u32,
     next: Arc<Timer>,
 }
 
@@ -348,21 +355,18 @@ impl Hpet {
     pub fn create(slot: &mut Slot, base: u64, route: Arc<LegacyRoute>, pins: Vec<(u8, IrqLine)>) -> Box<dyn Device> {
         slot.memory(0, base, LEN, 2, Widths::QWORD);
         let legacy = [0, 1].map(|n| slot.keep(IrqLine::new(route.clone(), COMPARATOR0 as u32 + n)));
-        let pins = pins.into_iter().map(|(n, line)| (n & 31, slot.keep(line))).collect();
-        Box::new(Hpet { regs: Regs::default(), route, legacy, pins, next: slot.timer(0) })
+        let pins: Vec<_> = pins.into_iter().map(|(n, line)| (n & 31, slot.keep(line))).collect();
+        let routes = pins.iter().fold(0, |bits, (n, _)| bits | 1 << n);
+        Box::new(Hpet { regs: Regs::default(), route, legacy, pins, routes, next: slot.timer(0) })
     }
 
-    fn ticks(&self) -> u64 {
-        self.next.now() / TICK
-    }
-
-    fn routes(&self) -> u32 {
-        self.pins.iter().map(|(n, _)| 1 << n).fold(0, |a, b| a | b)
-    }
-
-    /// Lets everything happen that has happened by now.
-    fn catch_up(&mut self) -> u64 {
-        let ticks = self.ticks();
+    /// Lets everything happen that has happened by now, in ticks of the clock. Nothing happens while the main counter is
+    /// halted, and then nobody looks at the clock.
+    fn catch_up(&mut self) -> Option<u64> {
+        if !self.regs.enabled() {
+            return None;
+        }
+        let ticks = self.next.now() / TICK;
         let matched = self.regs.matches(ticks);
         if matched != 0 {
             let waiting = (0..COUNT).filter(|n| matched >> n & 1 != 0 && self.waits(*n)).map(|n| 1 << n).sum::<u64>();
@@ -377,8 +381,9 @@ impl Hpet {
             let enabled = |n: &usize| self.regs.comparators[*n].has(TN_INT_ENABLE);
             self.regs.high |= edges & (0..COUNT).filter(enabled).map(|n| 1 << n).sum::<u64>();
             self.drive();
+            self.arm();
         }
-        ticks
+        Some(ticks)
     }
 
     /// Whether the last edge of comparator `n` waits in an interrupt chip.
@@ -402,39 +407,46 @@ impl Hpet {
         }
     }
 
-    fn arm(&self, ticks: u64) {
-        let at = |ahead: u64| ticks.saturating_add(ahead).saturating_mul(TICK);
-        self.next.set(self.regs.next().map_or(u64::MAX, at));
+    fn arm(&self) {
+        let r = &self.regs;
+        // While the main counter runs, the clock's ticks when it was last looked at.
+        let seen = r.seen.wrapping_sub(r.counter);
+        let at = |ahead: u64| seen.saturating_add(ahead).saturating_mul(TICK);
+        self.next.set(r.next().map_or(u64::MAX, at));
     }
 }
 
 impl Device for Hpet {
     fn read(&mut self, _region: u32, offset: u64, _width: u8) -> u64 {
-        let ticks = self.catch_up();
-        self.arm(ticks);
+        let ticks = self.catch_up().unwrap_or_default();
         let (at, shift) = (offset & !7, 8 * (offset & 7));
-        let low = self.regs.read(at, ticks, self.routes()) >> shift;
-        if shift == 0 { low } else { low | self.regs.read(at + 8, ticks, self.routes()) << (64 - shift) }
+        let low = self.regs.read(at, ticks, self.routes) >> shift;
+        if shift == 0 { low } else { low | self.regs.read(at + 8, ticks, self.routes) << (64 - shift) }
     }
 
     fn write(&mut self, _region: u32, offset: u64, width: u8, value: u64) {
-        let ticks = self.catch_up();
+        let caught_up = self.catch_up();
+        let now = || caught_up.unwrap_or_else(|| self.next.now() / TICK);
+        let (replaced, output) = (self.regs.legacy(), self.regs.any_output());
         let (at, shift) = (offset & !7, 8 * (offset & 7));
         let mask = u64::MAX >> (64 - 8 * u32::from(width));
-        let routes = self.routes();
-        self.regs.write(at, value << shift, mask << shift, ticks, routes);
+        self.regs.write(at, value << shift, mask << shift, now, self.routes);
         if shift != 0 && mask >> (64 - shift) != 0 {
-            self.regs.write(at + 8, value >> (64 - shift), mask >> (64 - shift), ticks, routes);
+            self.regs.write(at + 8, value >> (64 - shift), mask >> (64 - shift), now, self.routes);
         }
-        self.route.replace(self.regs.legacy());
-        self.drive();
-        self.arm(ticks);
+        if self.regs.legacy() != replaced {
+            self.route.replace(!replaced);
+        }
+        if output || self.regs.any_output() {
+            self.drive();
+        }
+        self.arm();
     }
 
     fn event(&mut self, event: Event) {
         if let Event::Timer(_) = event {
-            let ticks = self.catch_up();
-            self.arm(ticks);
+            self.catch_up();
+            self.arm();
         }
     }
 
@@ -442,7 +454,7 @@ impl Device for Hpet {
         self.regs = Regs::default();
         self.route.replace(false);
         self.drive();
-        self.arm(0);
+        self.arm();
     }
 
     fn state(&mut self) -> &mut dyn State {

@@ -363,6 +363,8 @@ pub struct I8042 {
     keys: Option<Box<dyn Keys>>,
     /// What [`Keys::want`] was told last.
     told: bool,
+    /// What [`Keys::lights`] was told last.
+    lit: u8,
 }
 
 impl I8042 {
@@ -388,10 +390,11 @@ impl I8042 {
             repeat: slot.timer(0),
             keys,
             told: false,
+            lit: 0,
         })
     }
 
-    /// Tells whoever presses keys whether the next one can come.
+    /// Tells whoever presses keys whether the next one can come, and which lights are on.
     fn tell(&mut self) {
         let k = &self.regs.keyboard;
         let read = k.out.is_empty() && !matches!(self.regs.output, Some((_, false)));
@@ -399,6 +402,10 @@ impl I8042 {
         if let Some(keys) = self.keys.as_mut().filter(|_| ready != self.told) {
             keys.want(ready);
             self.told = ready;
+        }
+        if let Some(keys) = self.keys.as_mut().filter(|_| k.leds != self.lit) {
+            keys.lights(k.leds);
+            self.lit = k.leds;
         }
     }
 
@@ -705,6 +712,10 @@ mod tests {
             fn want(&mut self, ready: bool) {
                 self.0.lock().unwrap().push(ready);
             }
+            fn lights(&mut self, lights: u8) {
+                assert_eq!(lights, 4);
+                self.0.lock().unwrap().clear();
+            }
         }
         let mut b = Bench::new();
         let typist = Typist::default();
@@ -719,6 +730,9 @@ mod tests {
         b.outb(0x64, 0xad);
         b.outb(0x64, 0xae);
         assert_eq!(*typist.0.lock().unwrap(), [true, false, true, false, true]);
+        b.outb(0x60, 0xed);
+        b.outb(0x60, 4);
+        assert_eq!(typist.0.lock().unwrap().len(), 0, "it heard of Caps Lock's light");
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub use i82077aa::{FloppyUnit, I82077aa};
 pub use ioapic::IoApic;
 pub use lpc_bhyve::{BhyveHostBridge, BhyveLpc};
 pub use mc146818::Mc146818;
-pub use ns16550::Ns16550;
+pub use ns16550::{Ns16550, UART};
 pub use pflash::{BLOCK, Pflash};
 pub use piix_isa::{Piix, PiixIsa};
 pub use pirq::Pirq;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use bitflags::bitflags;
 use emu::backend::Chardev;
-use emu::{Device, Event, IrqLine, ResetKind, Slot, State, Timer, Widths};
+use emu::{BarKind, Class, Device, Event, IrqLine, Model, PciIds, Pin, ResetKind, Slot, State, Timer, Widths};
 use serde::{Deserialize, Serialize};
 
 bitflags! {
@@ -225,16 +225,36 @@ pub struct Ns16550 {
     backend: Option<Box<dyn Chardev>>,
 }
 
+/// A UART on the PCI bus: bhyve's `uart`, with the identity of a SIIG CyberSerial of one port, 131F:2000, as which Linux's
+/// 8250_pci and FreeBSD's uart(4) know it.
+pub static UART: Model = Model {
+    name: "uart",
+    summary: "PCI serial port (16550)",
+    class: Class::Lines { most: 1 },
+    keys: &[],
+    create: |slot, _| {
+        slot.pci(PciIds { vendor: 0x131f, device: 0x2000, class: 0x07_0000, ..PciIds::default() })?;
+        slot.bar(0, BarKind::Io, 8, 0, Widths::BYTE);
+        let irq = slot.intx(Pin::A);
+        Ok(Ns16550::with(slot, irq))
+    },
+};
+
 impl Ns16550 {
     /// Puts a UART at eight ports from `base`, on an ISA interrupt wire.
     pub fn create(slot: &mut Slot, base: u16, irq: u32) -> Box<dyn Device> {
         slot.ports(0, base, 8, Widths::BYTE);
-        let mut backend = slot.backends.chardev.take();
+        let irq = slot.isa_irq(irq);
+        Ns16550::with(slot, irq)
+    }
+
+    fn with(slot: &mut Slot, irq: Arc<IrqLine>) -> Box<dyn Device> {
+        let mut backend = slot.backends.chardevs.pop().flatten();
         if let Some(b) = &mut backend {
-            b.attach(slot.cell());
+            b.attach(slot.cell(), 0);
             b.want(DEPTH);
         }
-        Box::new(Ns16550 { regs: Regs::default(), irq: slot.isa_irq(irq), rx_timeout: slot.timer(0), backend })
+        Box::new(Ns16550 { regs: Regs::default(), irq, rx_timeout: slot.timer(0), backend })
     }
 
     fn update(&mut self) {
@@ -380,7 +400,7 @@ impl Device for Ns16550 {
     fn event(&mut self, event: Event) {
         match event {
             Event::Timer(_) => self.regs.timeout = !self.regs.rx.is_empty(),
-            Event::Chars(bytes) => {
+            Event::Chars(_, bytes) => {
                 // In loopback the line is cut.
                 if !self.regs.mcr.contains(Mcr::LOOP) {
                     bytes.into_iter().for_each(|b| self.regs.receive(b));
@@ -388,7 +408,7 @@ impl Device for Ns16550 {
                 }
                 self.ask_for_more();
             }
-            Event::CharsReady => self.drain(),
+            Event::CharsReady(_) => self.drain(),
             Event::Break if !self.regs.mcr.contains(Mcr::LOOP) => {
                 self.regs.receive_break();
                 self.watch_rx();
@@ -432,7 +452,7 @@ mod tests {
             l.1 -= n;
             n
         }
-        fn attach(&mut self, _: Weak<DeviceCell>) {}
+        fn attach(&mut self, _: Weak<DeviceCell>, _: usize) {}
         fn want(&mut self, bytes: usize) {
             self.0.lock().unwrap().2 = bytes;
         }
@@ -448,7 +468,7 @@ mod tests {
         let bench = Bench::new();
         let line = Line::default();
         line.0.lock().unwrap().1 = usize::MAX;
-        let backends = Backends { chardev: Some(Box::new(line.clone())), ..Backends::default() };
+        let backends = Backends { chardevs: vec![Some(Box::new(line.clone()))], ..Backends::default() };
         let cell = bench.machine.plug_with("com1", None, backends, |slot| Ok(Ns16550::create(slot, 0x3f8, 4))).unwrap();
         Rig { bench, cell, line }
     }
@@ -461,7 +481,7 @@ mod tests {
             self.bench.inb(0x3f8 + r)
         }
         fn send(&self, bytes: &[u8]) {
-            self.cell.event(Event::Chars(bytes.to_vec()));
+            self.cell.event(Event::Chars(0, bytes.to_vec()));
         }
     }
 
@@ -579,7 +599,7 @@ mod tests {
         r.inp(2);
         assert!(!r.bench.irq(4));
         r.line.0.lock().unwrap().1 = 10;
-        r.cell.event(Event::CharsReady);
+        r.cell.event(Event::CharsReady(0));
         assert!(r.bench.irq(4));
         assert_eq!(r.line.0.lock().unwrap().0, b"ab");
     }

@@ -38,7 +38,7 @@ impl Chardev for Terminal {
     fn write(&mut self, data: &[u8]) -> usize {
         data.len().min(self.0.load(Ordering::Relaxed))
     }
-    fn attach(&mut self, _: Weak<DeviceCell>) {}
+    fn attach(&mut self, _: Weak<DeviceCell>, _: usize) {}
     fn want(&mut self, _: usize) {}
 }
 
@@ -104,7 +104,7 @@ impl Rig {
     }
 
     fn plug(&mut self, name: &str, bdf: Option<Bdf>, create: Create) {
-        let backends = Backends { chardev: Some(Box::new(Terminal(self.room.clone()))), ..Backends::default() };
+        let backends = Backends { chardevs: vec![Some(Box::new(Terminal(self.room.clone())))], ..Backends::default() };
         self.cells.push(self.bench.machine.plug_with(name, bdf, backends, create).unwrap());
     }
 
@@ -577,8 +577,8 @@ impl Op {
                 seen.extend(rig.bench.dma().fetch::<16>(0x1000));
             }
             Op::Advance(ns) => rig.bench.advance(*ns),
-            Op::Chars(cell, bytes) => rig.cells[*cell].event(Event::Chars(bytes.clone())),
-            Op::Ready(cell) => rig.cells[*cell].event(Event::CharsReady),
+            Op::Chars(cell, bytes) => rig.cells[*cell].event(Event::Chars(0, bytes.clone())),
+            Op::Ready(cell) => rig.cells[*cell].event(Event::CharsReady(0)),
             Op::Key(cell, code, down) => rig.cells[*cell].event(Event::Key(*code, *down)),
             Op::Pointer(cell, x, y, z, buttons) => rig.cells[*cell].event(Event::Pointer(*x, *y, *z, *buttons)),
             Op::PowerButton(cell) => rig.cells[*cell].event(Event::PowerButton),

@@ -5,6 +5,8 @@
 //! not there makes a test a *named skip*: [`guest`] writes its name to the file `$BHYVE_RS_SKIPS`, which `tests/run`
 //! shows.
 
+pub mod net;
+
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -341,14 +343,18 @@ pub fn boot_words(kernel: &str, args: &str) -> Option<Vec<String>> {
     Some(words)
 }
 
-/// The first bytes of what tests/guests/src/stream.c makes.
-pub fn stream(len: usize) -> Vec<u8> {
+/// What tests/guests/src/stream.c makes, by eight bytes.
+pub fn numbers() -> impl Iterator<Item = [u8; 8]> {
     let mut x = 88_172_645_463_325_252u64;
-    let numbers = std::iter::repeat_with(|| {
+    std::iter::repeat_with(move || {
         x ^= x << 13;
         x ^= x >> 7;
         x ^= x << 17;
         x.to_le_bytes()
-    });
-    numbers.flatten().take(len).collect()
+    })
+}
+
+/// The first bytes of [`numbers`].
+pub fn stream(len: usize) -> Vec<u8> {
+    numbers().flatten().take(len).collect()
 }

@@ -86,6 +86,40 @@ fn a_machine_in_the_background_is_shown_paused_resumed_reset_and_killed() {
 }
 
 #[test]
+fn the_processors_of_a_machine_are_shown_by_counters_and_registers() {
+    let dir = Scratch::new("inspect");
+    let toml = file(&dir, "seen", "echo", "backend = 'stdio'");
+    assert_eq!(bhyve_rs(&dir, &["start", "-c", &toml]).status, 0);
+    read_until(&mut UnixStream::connect(dir.path("run/seen.com1")).expect("the console"), READY);
+
+    let stats = bhyve_rs(&dir, &["stats", "seen"]);
+    assert_eq!((stats.status, stats.console.lines().next()), (0, Some("vcpu0 stats:")), "{}", stats.stderr);
+    let value = |name: &str| {
+        let line = stats.console.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{}", stats.console));
+        line.split('\t').nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or_else(|| panic!("{line:?}"))
+    };
+    assert!(value("vcpu total runtime") > 0 && value("instructions executed") > 0, "{}", stats.console);
+    // What the kernel and its data take, of more memory.
+    assert!((1 << 16..64 << 20).contains(&value("Resident memory")), "{}", stats.console);
+    let json = bhyve_rs(&dir, &["stats", "seen", "--cpu", "0", "--json"]);
+    assert!(json.console.contains("[\"vcpu total runtime\","), "{}", json.console);
+
+    // The machine is not paused by a look at it.
+    for _ in 0..2 {
+        let registers = bhyve_rs(&dir, &["registers", "seen"]);
+        assert!(registers.console.starts_with("vcpu0 registers:\nrax "), "{}", registers.console);
+    }
+    assert!(bhyve_rs(&dir, &["status", "seen"]).console.contains("running"));
+    assert_eq!(bhyve_rs(&dir, &["pause", "seen"]).status, 0);
+    let [first, second] = [(); 2].map(|()| bhyve_rs(&dir, &["registers", "seen", "--json"]).console);
+    assert!(first.contains("\"rip\":") && first == second, "{first}\n{second}");
+    assert!(bhyve_rs(&dir, &["status", "seen"]).console.contains("paused"));
+    let none = bhyve_rs(&dir, &["nmi", "seen", "--cpu", "7"]);
+    assert_eq!((none.status, none.stderr.contains("there is no processor 7")), (4, true), "{}", none.stderr);
+    assert_eq!(bhyve_rs(&dir, &["kill", "seen"]).status, 0);
+}
+
+#[test]
 fn a_guest_that_hears_the_power_button_stops_and_one_that_does_not_is_cut_off() {
     let dir = Scratch::new("stop");
     let toml = file(&dir, "deaf", "loop", "backend = 'stdio'");

@@ -1,8 +1,10 @@
 //! What is wrong is said in one line, with status 4, and nothing starts.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 
-use machine_tests::{Ended, guest, run};
+use machine_tests::{Ended, Run, guest, probe, program, run, skip};
 
 fn file(name: &str, contents: &[u8]) -> String {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("refusals-{}", std::process::id()));
@@ -76,4 +78,44 @@ fn check_prints_every_fault_with_line_and_column() {
     assert!(lines[2].contains("did you mean \"profile\"?"), "{}", lines[2]);
     let run = run(&["-c", &path], 20);
     assert_eq!((run.status, run.stderr), (4, ended.stderr), "run refuses as check does");
+}
+
+/// Runs the probe by a program that starts others under conditions; a named skip where there is none.
+fn under(starter: &str, how: &[&str], settings: &[&str]) -> Option<Ended> {
+    if Command::new(starter).args(how).arg("true").status().map_or(true, |done| !done.success()) {
+        skip(&format!("{starter} {}", how.join(" ")));
+        return None;
+    }
+    let mut command = Command::new(starter);
+    command.args(how).arg(program()).args(["--kernel", &probe()]);
+    command.args(settings.iter().flat_map(|s| ["-o", s]));
+    Some(Run::of(command, 20).wait())
+}
+
+#[test]
+fn memory_that_the_host_does_not_give_is_refused_with_the_amount() {
+    let Some(ended) = under("prlimit", &["--as=1500000000"], &["memory=3G"]) else { return };
+    refused(&ended, &["no room for 3072 MiB of guest memory", "ulimit -v"]);
+}
+
+#[test]
+fn who_may_not_open_kvm_is_told_who_may() {
+    let mode = std::fs::metadata("/dev/kvm").map(|m| m.permissions().mode());
+    if mode.map_or(true, |mode| mode & 0o006 == 0o006) {
+        return skip("a /dev/kvm that is not everybody's");
+    }
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    // It must be able to execute the program.
+    let ours = program().display().to_string();
+    if !Command::new("setpriv").args(nobody).args([&ours, "info"]).output().is_ok_and(|done| done.status.success()) {
+        return skip("setpriv, as root");
+    }
+    if let Some(ended) = under("setpriv", &nobody, &["backend=kvm"]) {
+        refused(&ended, &["backend: \"kvm\" does not work here: no right to open /dev/kvm: "]);
+    }
+}
+
+#[test]
+fn more_processors_than_there_can_be_are_refused_with_the_number() {
+    refused(&run(&["--kernel", &probe(), "-o", "cpus=33"], 20), &["cpus: 33 is out of range; allowed: 1 to 32"]);
 }

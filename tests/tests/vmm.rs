@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use machine_tests::{Ended, Run, Scratch, guest, program, skip};
+use machine_tests::{Ended, Run, Scratch, bhyve_rs, guest, program, skip};
 
 /// What ran, and what the simulator counted.
 struct Ran {
@@ -50,11 +51,21 @@ fn settings(name: &str, list: &[&str]) -> Vec<String> {
 
 /// Debian's kernel on `cpus` processors, with a disk on a controller of this model that it works on.
 fn linux(kernel: &str, arch: &str, cpus: u32, disk: &str, end: &str) {
+    linux_of(kernel, arch, cpus, disk, end, "256M");
+}
+
+/// With 2 GiB of its memory above 4 GiB.
+fn large_linux(kernel: &str, arch: &str, cpus: u32, disk: &str, end: &str) {
+    let boot = linux_of(kernel, arch, cpus, disk, end, "5G");
+    let kib = boot.and_then(|boot| boot.split("memory_kib=").nth(1)?.split(' ').next()?.parse::<u64>().ok());
+    assert!(kib.is_none_or(|kib| kib > 4_800_000), "{kib:?} KiB");
+}
+
+/// What it tells of its boot; `None` after a named skip.
+fn linux_of(kernel: &str, arch: &str, cpus: u32, disk: &str, end: &str, memory: &str) -> Option<String> {
     let name = format!("sim-{kernel}-{arch}-{cpus}-{disk}");
-    let Some(image) = guest(&format!("linux-{arch}/vmlinuz")) else { return };
-    let Some(initrd) = guest(&format!("initramfs-{}.cpio", if arch == "amd64" { "amd64" } else { "i386" })) else {
-        return;
-    };
+    let image = guest(&format!("linux-{arch}/vmlinuz"))?;
+    let initrd = guest(&format!("initramfs-{}.cpio", if arch == "amd64" { "amd64" } else { "i386" }))?;
     let scratch = Scratch::new(&name);
     let path = scratch.path("disk.img");
     std::fs::File::create(&path).and_then(|f| f.set_len(16 << 20)).expect("an image");
@@ -64,11 +75,12 @@ fn linux(kernel: &str, arch: &str, cpus: u32, disk: &str, end: &str) {
         other => other,
     };
     let (cpus_is, path_is, model_is) = (format!("cpus={cpus}"), format!("disk.0.path={path}"), disk_model(disk));
-    let mut words = settings(&name, &["memory=256M", &cpus_is, &path_is, &model_is]);
+    let memory = format!("memory={memory}");
+    let mut words = settings(&name, &[&memory, &cpus_is, &path_is, &model_is]);
     let work = format!("test=disk disk.driver={driver} disk.mib=2 disk.blocks=4 end={end}");
     words.extend(["--kernel".to_owned(), image, "--initrd".to_owned(), initrd]);
     words.extend(["--args".to_owned(), format!("console=ttyS0 {work}")]);
-    let Some(ran) = run(kernel, &scratch, &words, 600) else { return };
+    let ran = run(kernel, &scratch, &words, 600)?;
     let ended = &ran.ended;
     assert_eq!(ended.failures(), Vec::<&str>::new(), "{}", ended.console);
     assert_eq!(ended.result("init").0, "pass");
@@ -83,6 +95,7 @@ fn linux(kernel: &str, arch: &str, cpus: u32, disk: &str, end: &str) {
         assert!(ran.count("exit INST_EMUL") > 10, "registers in memory: {:?}", ran.counts);
     }
     assert!(!ran.counts.keys().any(|k| k.starts_with("left ")), "the VM goes with the program");
+    Some(ended.result("boot").1.to_owned())
 }
 
 fn disk_model(disk: &str) -> String {
@@ -111,13 +124,68 @@ fn freebsd_15_runs_four_processors_of_a_686_kernel_with_a_virtio_disk() {
 
 /// The built-in BIOS starts GRUB in real mode, and GRUB Linux; it powers off.
 fn grub(kernel: &str, model: &str, cpus: u32) {
+    grub_by(kernel, model, cpus, &["memory=256M"]);
+}
+
+/// OVMF does, whose variables are in flash.
+fn ovmf(kernel: &str, model: &str) {
+    let (Some(code), Some(vars)) = (guest("media/OVMF_CODE.fd"), guest("media/OVMF_VARS.fd")) else { return };
+    let scratch = Scratch::new(&format!("sim-ovmf-{kernel}"));
+    let mine = scratch.path("vars.fd");
+    std::fs::copy(&vars, &mine).expect("a copy");
+    let (firmware, flash) = (format!("boot.firmware={code}"), format!("boot.vars={mine}"));
+    grub_by(kernel, model, 1, &["memory=512M", &firmware, &flash]);
+    assert_ne!(std::fs::read(mine).unwrap(), std::fs::read(vars).unwrap(), "its boot options are kept");
+}
+
+/// GRUB draws by the VGA's planes, where nothing is mapped: each access leaves.
+fn planes(kernel: &str) {
+    let Some(disc) = guest("media/grub-video.iso") else { return };
+    let sim = program().with_file_name("bhyve-rs-sim");
+    if !sim.exists() {
+        return skip("bhyve-rs-sim");
+    }
+    let dir = Scratch::new("sim-planes");
+    let script = dir.write("script.toml", "[[step]]\nshown = 'bochs'\nkeys = '<enter>'\n");
+    let mut command = Command::new(sim);
+    command.env("BHYVE_RS_SIM", kernel).args(["--run-dir", &dir.path("run")]);
+    let disc = format!("cd.0.path={disc}");
+    command.args(settings("planes", &["memory=64M", "boot.order=cd", &disc])).args(["--script", &script]);
+    let _machine = Run::of(command, 400);
+    let end = Instant::now() + Duration::from_secs(300);
+    // The second line of text is green.
+    loop {
+        let taken = bhyve_rs(&dir, &["screenshot", "planes", "-o", &dir.path("screen.png")]);
+        let text = bhyve_rs(&dir, &["screenshot", "planes", "--text"]);
+        let graphics = taken.status == 0 && text.stderr.contains("the screen shows graphics");
+        if graphics && green(&dir.path("screen.png")) > 300 {
+            break;
+        }
+        assert!(Instant::now() < end, "no picture came");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let stats = bhyve_rs(&dir, &["stats", "planes", "--json"]);
+    assert!(stats.console.contains("total number of vm exits"), "the kernel's counters: {}", stats.console);
+}
+
+/// Green pixels of a picture.
+fn green(path: &str) -> usize {
+    let Ok(file) = std::fs::File::open(path) else { return 0 };
+    let Ok(mut reader) = png::Decoder::new(std::io::BufReader::new(file)).read_info() else { return 0 };
+    let mut bytes = vec![0; reader.output_buffer_size().unwrap_or(0)];
+    let _ = reader.next_frame(&mut bytes);
+    bytes.as_chunks::<3>().0.iter().filter(|p| p[0] < 0x80 && p[1] > 0xf0).count()
+}
+
+fn grub_by(kernel: &str, model: &str, cpus: u32, more: &[&str]) {
     let Some(image) = guest("media/grub.img") else { return };
-    let name = format!("sim-grub-{kernel}-{model}");
+    let name = format!("sim-grub-{kernel}-{model}-{}", more.len());
     let scratch = Scratch::new(&name);
     let copy = scratch.path("disk.img");
     std::fs::copy(image, &copy).expect("a copy");
     let (path, cpus) = (format!("disk.0.path={copy}"), format!("cpus={cpus}"));
-    let words = settings(&name, &["memory=256M", &path, &disk_model(model), &cpus]);
+    let model = disk_model(model);
+    let words = settings(&name, &[&[path.as_str(), &model, &cpus], more].concat());
     let Some(ran) = run(kernel, &scratch, &words, 600) else { return };
     let (verdict, details) = ran.ended.result("root");
     assert_eq!(verdict, "pass", "{}", ran.ended.console);
@@ -171,7 +239,11 @@ fn a_host_that_cannot_is_told_apart_and_what_to_do_is_said() {
         ("14,no-module", "kldload vmm"),
         ("14,no-vt", "VT-x"),
         ("15,no-rights", "rights are lacking"),
+        ("14,no-root", "bhyvectl --create"),
+        ("14,not-loaded,no-root", "kldload vmm"),
         ("13,jail", "allow.vmm"),
+        ("15,jail", "allow.vmm"),
+        ("13,no-nodes", "devfs ruleset"),
     ] {
         let scratch = Scratch::new("sim-refused");
         let mut words = settings("sim-refused", &[]);
@@ -179,6 +251,19 @@ fn a_host_that_cannot_is_told_apart_and_what_to_do_is_said() {
         let Some(ran) = run(kernel, &scratch, &words, 60) else { return };
         assert!(ran.ended.stderr.contains(says), "{kernel}: {}", ran.ended.stderr);
         assert_eq!(ran.ended.status, 4, "{kernel}: {}", ran.ended.stderr);
+    }
+}
+
+/// Root makes a machine and gives its node away.
+#[test]
+fn whoever_is_given_a_machines_node_runs_it_without_being_root() {
+    for kernel in ["13", "14", "15"] {
+        let scratch = Scratch::new("sim-given");
+        let mut words = settings("sim-given", &["memory=64M"]);
+        words.extend(["--kernel".to_owned(), machine_tests::probe(), "--args".to_owned(), "demo".to_owned()]);
+        let Some(ran) = run(&format!("{kernel},given=sim-given,no-root"), &scratch, &words, 60) else { return };
+        assert_eq!(ran.ended.status, 1, "{kernel}: {}{}", ran.ended.console, ran.ended.stderr);
+        assert_eq!(ran.count("request VM_REINIT"), 1, "{kernel}: it is taken over");
     }
 }
 
@@ -207,6 +292,11 @@ rows! {
     v13_grub_ahci: grub("13", "ahci", 4);
     v14_grub_ide: grub("14", "ide", 4);
     v15_grub_virtio: grub("15", "virtio-blk", 1);
+    v14_grub_ovmf_ahci: ovmf("14", "ahci");
+    v13_grub_planes: planes("13");
+    v15_grub_planes: planes("15");
+    v13_amd64_2_ahci_5g: large_linux("13", "amd64", 2, "ahci", "poweroff");
+    v15_pae_1_virtio_5g: large_linux("15", "686-pae", 1, "virtio-blk", "poweroff");
     v13_openbsd: openbsd("13", &[]);
     v14_openbsd: openbsd("14", &["board=440bx"]);
     v15_openbsd: openbsd("15", &[]);

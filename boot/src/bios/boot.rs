@@ -1,6 +1,6 @@
 //! INT 18h and 19h: finding something to boot.
 //!
-//! Kinds of drives are tried in the user's order, and each drive of a kind. What a drive lacked is kept, for the screen
+//! Kinds of drives are tried in the user's order, and each drive of a kind; the network is what option ROMs can boot. What a drive lacked is kept, for the screen
 //! that says so when nothing is left; a key press starts over. INT 18h, by which a boot sector gives up, goes on behind
 //! the drive that it came from. The menu has all drives, also those that the order leaves out.
 
@@ -10,7 +10,7 @@ use super::disk::DriveKind;
 use super::eltorito::{self, Emulation};
 use super::int13;
 use super::post::START_FLAGS;
-use super::{Call, Flow, keyboard, linear, serial};
+use super::{Call, Flow, keyboard, linear, option, serial};
 
 /// Where boot sectors go.
 const SECTOR_AT: u16 = 0x7c00;
@@ -21,14 +21,24 @@ const MENU_KEY: u16 = 0x8600;
 /// What it can offer, by digits.
 const MENU: usize = 9;
 
+/// What can be tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Candidate {
+    /// The drive of this index.
+    Drive(usize),
+    /// The option ROM of this index.
+    Rom(usize),
+    /// The network, by INT 18h if a ROM has taken that.
+    Network,
+}
+
 /// How far the search is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Progress {
-    /// Drives to try, by index; `None` for the network.
-    list: Vec<Option<usize>>,
+    list: Vec<Candidate>,
     next: usize,
     /// What the menu offers.
-    menu: Vec<Option<usize>>,
+    menu: Vec<Candidate>,
     step: Step,
     /// What was wrong with those before.
     failed: Vec<String>,
@@ -121,9 +131,19 @@ pub(super) fn service(c: &mut Call, gave_up: bool) -> Flow {
                     continue;
                 };
                 let tried = match candidate {
-                    None => Some(Err("this version has no network boot".to_owned())),
-                    Some(drive) if c.config.drives[drive].kind == DriveKind::Cd => disc(c, drive),
-                    Some(drive) => boot_sector(c, drive),
+                    Candidate::Drive(drive) if c.config.drives[drive].kind == DriveKind::Cd => disc(c, drive),
+                    Candidate::Drive(drive) => boot_sector(c, drive),
+                    Candidate::Rom(rom) => {
+                        booting(c);
+                        option::boot(c, rom);
+                        Some(Ok(true))
+                    }
+                    Candidate::Network if option::is_hooked(c) => {
+                        booting(c);
+                        option::boot_hook(c);
+                        Some(Ok(true))
+                    }
+                    Candidate::Network => Some(Err("no network card has a boot ROM".to_owned())),
                 };
                 match tried {
                     None => return Flow::Wait,
@@ -162,26 +182,35 @@ pub(super) fn service(c: &mut Call, gave_up: bool) -> Flow {
 }
 
 /// What to try, in order.
-fn candidates(c: &mut Call) -> Vec<Option<usize>> {
+fn candidates(c: &mut Call) -> Vec<Candidate> {
     let once = c.state.boot.once.take();
     let order = once.into_iter().chain(c.config.options.order.iter().copied().filter(|k| Some(*k) != once));
     let mut list = Vec::new();
     for kind in order {
+        let drives = (0..c.config.drives.len()).filter(|d| c.config.drives[*d].kind == kind);
+        list.extend(drives.map(Candidate::Drive));
         if kind == DriveKind::Net {
-            list.push(None);
+            let roms = option::bootable(c);
+            if roms.is_empty() {
+                list.push(Candidate::Network);
+            }
+            list.extend(roms.into_iter().map(Candidate::Rom));
         }
-        list.extend((0..c.config.drives.len()).filter(|d| c.config.drives[*d].kind == kind).map(Some));
     }
     list
 }
 
-fn name(c: &Call, candidate: Option<usize>) -> String {
-    candidate.map_or_else(|| "network".to_owned(), |d| c.config.drives[d].name.clone())
+fn name(c: &Call, candidate: Candidate) -> String {
+    match candidate {
+        Candidate::Drive(drive) => c.config.drives[drive].name.clone(),
+        Candidate::Rom(rom) => format!("network, {}", option::name(c, rom)),
+        Candidate::Network => "network".to_owned(),
+    }
 }
 
 /// Notes what was wrong with candidate `index`.
 fn say(c: &mut Call, index: usize, why: &str) {
-    let candidate = c.state.boot.list.get(index).copied().flatten();
+    let Some(candidate) = c.state.boot.list.get(index).copied() else { return };
     let line = format!("{}: {why}", name(c, candidate));
     c.host.log(&line);
     c.state.boot.failed.push(line);
@@ -198,7 +227,9 @@ fn next(c: &mut Call, why: &str) {
 
 fn menu(c: &mut Call) {
     let mut all = c.state.boot.list.clone();
-    let others = (0..c.config.drives.len()).map(Some).filter(|d| !all.contains(d)).collect::<Vec<_>>();
+    let drives = (0..c.config.drives.len()).map(Candidate::Drive);
+    let roms = option::bootable(c).into_iter().map(Candidate::Rom);
+    let others = drives.chain(roms).filter(|d| !all.contains(d)).collect::<Vec<_>>();
     all.extend(others);
     c.print("\nBoot from:\n");
     for (n, candidate) in (1..=MENU).zip(&all) {
@@ -225,8 +256,10 @@ fn failed(c: &mut Call) {
 
 /// The present one is what is booted.
 fn booting(c: &mut Call) {
-    let line = format!("booting {}", name(c, c.state.boot.list.get(c.state.boot.next).copied().flatten()));
-    c.host.log(&line);
+    if let Some(candidate) = c.state.boot.list.get(c.state.boot.next).copied() {
+        let line = format!("booting {}", name(c, candidate));
+        c.host.log(&line);
+    }
     c.state.boot.next += 1;
 }
 

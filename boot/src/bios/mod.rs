@@ -26,7 +26,9 @@ mod int10;
 mod int13;
 mod int15;
 mod keyboard;
+mod option;
 mod pci;
+mod pmm;
 mod ports;
 mod post;
 mod rom;
@@ -309,6 +311,8 @@ pub struct State {
     mirror: serial::Mirror,
     wait: int15::Wait,
     apm: apm::State,
+    options: option::State,
+    pmm: pmm::State,
     /// When the call that waits for a line gives up.
     deadline: u64,
 }
@@ -330,6 +334,11 @@ mod service {
     pub(super) const KEY: u16 = 0x101;
     /// A byte of the mouse is in AL.
     pub(super) const MOUSE: u16 = 0x102;
+    /// Option ROMs are to be initialized; or one has returned.
+    pub(super) const ROMS: u16 = 0x103;
+    /// Far procedures that option ROMs call: the POST memory manager, and Plug and Play.
+    pub(super) const PMM: u16 = 0x104;
+    pub(super) const PNP: u16 = 0x105;
 }
 
 /// The frame that a stub leaves on the caller's stack, the lowest address first.
@@ -436,6 +445,17 @@ impl Call<'_> {
         now >= self.state.deadline
     }
 
+    /// Leaves words where the fresh stack of this call's stub begins, for what it returns to.
+    pub fn leave(&mut self, words: &[u16]) {
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        self.host.write(self.id + frame::LEN as u64, &bytes);
+    }
+
+    /// Word `n` of what was pushed for a far procedure, the last pushed first.
+    pub fn argument(&mut self, n: u64) -> u16 {
+        self.word(self.id + frame::LEN as u64 + 4 + 2 * n)
+    }
+
     /// A register of the CMOS RAM. NMI stays enabled.
     pub fn cmos(&mut self, n: u8) -> u8 {
         self.outb(0x70, n);
@@ -469,6 +489,9 @@ impl Call<'_> {
             service::POST => post::run(self),
             service::KEY => keyboard::key(self),
             service::MOUSE => int15::mouse_byte(self),
+            service::ROMS => option::service(self),
+            service::PMM => pmm::service(self),
+            service::PNP => option::plug_and_play(self),
             service::PCI => pci::service(self),
             service::APM => apm::service(self),
             0x10 => int10::service(self),

@@ -29,8 +29,15 @@ pub(super) fn read(c: &mut Call, bdf: u16, register: u16, width: u8) -> u32 {
     access(c, bdf, register, |c, port| c.host.inp(port, width))
 }
 
+pub(super) fn write(c: &mut Call, bdf: u16, register: u16, width: u8, value: u32) {
+    access(c, bdf, register, |c, port| {
+        c.host.outp(port, width, value);
+        0
+    });
+}
+
 /// All functions of all buses, by number.
-fn functions(c: &mut Call) -> Vec<u16> {
+pub(super) fn functions(c: &mut Call) -> Vec<u16> {
     let mut found = Vec::new();
     for bus in 0..c.config.platform.pci.buses.max(1) {
         for device in 0..32u16 {
@@ -95,10 +102,7 @@ pub(super) fn service(c: &mut Call) -> Flow {
                 SUCCESSFUL
             } else {
                 let value = c.r.ecx;
-                access(c, bdf, register, |c, port| {
-                    c.host.outp(port, width, value);
-                    0
-                });
+                write(c, bdf, register, width, value);
                 SUCCESSFUL
             }
         }

@@ -22,8 +22,7 @@ pub(super) fn run(c: &mut Call) -> Flow {
     }
     let equipment = c.byte(data::EQUIPMENT);
     c.set_cmos(0x14, equipment);
-    // INT 19h by its known address: nothing can have hooked it yet.
-    (c.r.ip, c.r.cs, c.r.flags) = (0xe6f2, data::ROM_SEGMENT, 2);
+    (c.r.ip, c.r.cs, c.r.flags) = (rom::ROMS, data::ROM_SEGMENT, 2);
     Flow::Done
 }
 

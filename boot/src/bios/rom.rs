@@ -9,7 +9,8 @@
 //! it. The Plug and Play BIOS (`$PnP`) is not. What it tells are the chips at an AT's usual ports and interrupts, which
 //! Linux, FreeBSD, NetBSD and OpenBSD find there without it, by hints and probes; Linux leaves it alone beside ACPI,
 //! and OpenBSD has no driver. With it they would call its 16-bit entry for each node at boot, FreeBSD would have each
-//! port twice, by its node and by its hint, and a guest could ask it for resources that are not there to be moved.
+//! port twice, by its node and by its hint, and a guest could ask it for resources that are not there to be moved. Option
+//! ROMs, which are told where it is, find one at [`PNP`], where nobody does who scans the segment.
 
 use anyhow::{Result, ensure};
 use iced_x86::code_asm::*;
@@ -26,6 +27,20 @@ pub(super) const APM16: u16 = 0xe048;
 pub(super) const APM32: u16 = PROTECTED;
 const BIOS32: u16 = 0xe080;
 const PCI32: u16 = 0xe090;
+/// Where option ROMs are initialized and come back to; INT 18h and INT 19h.
+pub(super) const ROMS: u16 = 0xe0f0;
+pub(super) const BOOT_FAILED: u16 = 0xe6e8;
+pub(super) const BOOT: u16 = 0xe6f2;
+/// What option ROMs find: the installation check of Plug and Play, not at a multiple of 16 where kernels would look, and
+/// the POST memory manager's header; the entries of both, and one that refuses everything.
+pub(super) const PNP: u16 = 0xe098;
+const PMM: u16 = 0xe0c0;
+const PMM_ENTRY: u16 = 0xe0e8;
+const PNP_ENTRY: u16 = 0xe0ec;
+const REFUSE: u16 = 0xe0f4;
+/// Descriptors for flat segments, and what LGDT reads.
+const GDT: u16 = 0xe0d0;
+const GDTR: u16 = 0xe0e0;
 /// An IRET.
 pub(super) const IRET: u16 = 0xff53;
 
@@ -39,8 +54,8 @@ const INTERRUPTS: [(u8, u16); 14] = [
     (0x15, 0xf859),
     (0x16, 0xe82e),
     (0x17, 0xefd2),
-    (0x18, 0xe6e8),
-    (0x19, 0xe6f2),
+    (0x18, BOOT_FAILED),
+    (0x19, BOOT),
     (0x1a, 0xfe6e),
     (0x40, 0xec59),
     (0x08, 0xfea5),
@@ -96,6 +111,13 @@ impl Rom {
         rom.put(0xfffe, &[0xfc, 0x00]);
         rom.put(DISKETTE_TABLE, &[0xaf, 0x02, 0x25, 0x02, 18, 0x1b, 0xff, 0x6c, 0xf6, 0x0f, 0x08]);
         rom.put(CONFIGURATION, &configuration());
+        rom.put(PNP, &installation_check());
+        rom.put(PMM, &memory_manager());
+        // MOV AX, 82: not supported; RETF.
+        rom.put(REFUSE, &[0xb8, 0x82, 0x00, 0xcb]);
+        rom.put(GDT + 8, &[0xff, 0xff, 0, 0, 0, 0x93, 0xcf, 0]);
+        let gdt = (Rom::BASE as u32 + u32::from(GDT)).to_le_bytes();
+        rom.put(GDTR, &[0x0f, 0, gdt[0], gdt[1], gdt[2], gdt[3]]);
         for (at, bytes) in int10::rom_tables() {
             rom.put(at, &bytes);
         }
@@ -139,7 +161,7 @@ impl Rom {
         let entry = Rom::BASE as u32 + out.label_ip(&directory)? as u32;
         header[4..8].copy_from_slice(&entry.to_le_bytes());
         header[9] = 1;
-        header[10] = header.iter().fold(0u8, |s, b| s.wrapping_add(*b)).wrapping_neg();
+        header[10] = balance(&header);
         self.put(BIOS32, &header);
         Ok(())
     }
@@ -165,6 +187,36 @@ fn near_jump(at: u16, to: u16) -> [u8; 3] {
 /// What INT 15h/C0h points to: an AT with two 8259, a clock, INT 15h/4Fh, an extended BIOS data area.
 fn configuration() -> [u8; 10] {
     [8, 0, 0xfc, 0x00, 0x01, 0x74, 0x40, 0, 0, 0]
+}
+
+/// The byte that makes all of `bytes` add up to zero.
+fn balance(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0u8, |s, b| s.wrapping_add(*b)).wrapping_neg()
+}
+
+/// The Plug and Play BIOS's, with entries for real mode and for 16-bit protected mode.
+fn installation_check() -> [u8; 0x21] {
+    let mut check = [0; 0x21];
+    check[..6].copy_from_slice(b"$PnP\x10\x21");
+    check[0x0d..0x0f].copy_from_slice(&PNP_ENTRY.to_le_bytes());
+    check[0x0f..0x11].copy_from_slice(&data::ROM_SEGMENT.to_le_bytes());
+    check[0x11..0x13].copy_from_slice(&REFUSE.to_le_bytes());
+    check[0x13..0x17].copy_from_slice(&(Rom::BASE as u32).to_le_bytes());
+    check[0x1b..0x1d].copy_from_slice(&data::ROM_SEGMENT.to_le_bytes());
+    check[0x1d..0x21].copy_from_slice(&(Rom::BASE as u32).to_le_bytes());
+    check[8] = balance(&check);
+    check
+}
+
+/// The POST memory manager's header.
+fn memory_manager() -> [u8; 16] {
+    let mut header = [0; 16];
+    header[..4].copy_from_slice(b"$PMM");
+    (header[4], header[5]) = (1, 16);
+    header[7..9].copy_from_slice(&PMM_ENTRY.to_le_bytes());
+    header[9..11].copy_from_slice(&data::ROM_SEGMENT.to_le_bytes());
+    header[6] = balance(&header);
+    header
 }
 
 /// The vectors at power-on: interrupt and offset in the BIOS's segment. As on the AT, what nobody has taken returns:
@@ -235,9 +287,23 @@ fn code(a: &mut CodeAssembler, entries: &mut Vec<(u16, CodeLabel)>) -> Result<()
     }
     let (key, mouse, post) = (stub(a, service::KEY)?, stub(a, service::MOUSE)?, stub(a, service::POST)?);
     // Booting starts with a stack of its own, below the boot sector.
-    for (n, at) in [(0x18u16, 0xe6e8u16), (0x19, 0xe6f2)] {
+    for (n, at) in [(0x18, BOOT_FAILED), (0x19, BOOT)] {
         let boot = stub(a, n)?;
         let entry = fresh_stack(a, 0, 0x7c00, boot)?;
+        entries.push((at, entry));
+    }
+    let roms = stub(a, service::ROMS)?;
+    let mut entry = a.create_label();
+    a.set_label(&mut entry)?;
+    flat(a)?;
+    fresh_stack(a, 0, 0x7c00, roms)?;
+    entries.push((ROMS, entry));
+    for (service, at) in [(service::PMM, PMM_ENTRY), (service::PNP, PNP_ENTRY)] {
+        let far = stub(a, service)?;
+        let mut entry = a.create_label();
+        a.set_label(&mut entry)?;
+        call(a, far)?;
+        a.retf()?;
         entries.push((at, entry));
     }
     // Caches on, which reset leaves off: there are programs that toggle CR0.CD, and NW without it is #GP.
@@ -391,6 +457,27 @@ fn fresh_stack(a: &mut CodeAssembler, segment: u16, top: u16, to: CodeLabel) -> 
     a.push(0u32)?;
     a.jmp(to)?;
     Ok(label)
+}
+
+/// Gives DS, ES, FS and GS limits of 4 GiB, which stay when real mode loads them: option ROMs reach what the POST memory
+/// manager gives them by 32-bit addresses.
+fn flat(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.cli()?;
+    a.lgdt(fword_ptr(u32::from(GDTR)).cs())?;
+    a.mov(eax, cr0)?;
+    a.or(al, 1u32)?;
+    a.mov(cr0, eax)?;
+    a.mov(bx, 8u32)?;
+    for register in [ds, es, fs, gs] {
+        a.mov(register, bx)?;
+    }
+    a.and(al, 0xfeu32)?;
+    a.mov(cr0, eax)?;
+    a.xor(bx, bx)?;
+    for register in [ds, es, fs, gs] {
+        a.mov(register, bx)?;
+    }
+    Ok(())
 }
 
 /// Calls a stub as INT would.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 mod boots;
 mod disks;
 mod keys;
+mod options;
 mod screen;
 
 const MIB: u64 = 1 << 20;
@@ -34,6 +35,11 @@ struct Fake {
     /// What comes in at COM1.
     input: VecDeque<u8>,
     a20: bool,
+    /// The ROM of a network card at 0:3.0, and its base address register.
+    rom: Vec<u8>,
+    rom_base: u32,
+    /// What the host bridge's PAM registers hold.
+    pam: BTreeMap<u32, u32>,
 }
 
 impl Fake {
@@ -54,12 +60,23 @@ impl Fake {
             typed: String::new(),
             input: VecDeque::new(),
             a20: true,
+            rom: Vec::new(),
+            rom_base: 0,
+            pam: BTreeMap::new(),
         }
     }
 }
 
 impl Host for Fake {
     fn read(&mut self, linear: u64, buf: &mut [u8]) {
+        let base = u64::from(self.rom_base & !1);
+        if self.rom_base & 1 != 0 && linear >= base && linear < base + self.rom.len() as u64 {
+            let at = (linear - base) as usize;
+            let n = buf.len().min(self.rom.len() - at);
+            buf.fill(0xff);
+            buf[..n].copy_from_slice(&self.rom[at..at + n]);
+            return;
+        }
         for (n, b) in (0..).zip(buf) {
             *b = self.memory.get(linear.wrapping_add(n) as usize).copied().unwrap_or(0xff);
         }
@@ -83,7 +100,7 @@ impl Host for Fake {
             0x3fd if !self.input.is_empty() => 0x61,
             0x71 => self.cmos[usize::from(self.index & 0x7f)].into(),
             0xcf8 => self.pci,
-            // A host bridge at 0:0.0, an IDE controller at 0:1.1, nothing else.
+            // A host bridge at 0:0.0, an IDE controller at 0:1.1, perhaps a network card at 0:3.0, nothing else.
             0xcfc..=0xcff => {
                 let (bdf, register) = (self.pci >> 8 & 0xffff, self.pci & 0xfc | u32::from(port & 3));
                 let value: u32 = match (bdf, register & 0xfc) {
@@ -93,6 +110,15 @@ impl Host for Fake {
                     (0x08, 0x0c) => 0x80_0000,
                     (0x09, 0) => 0x7010_8086,
                     (0x09, 8) => 0x0101_8000,
+                    (0x18, 0) if !self.rom.is_empty() => 0x1000_1af4,
+                    (0x18, 8) if !self.rom.is_empty() => 0x0200_0000,
+                    (0x18, 0x30) if !self.rom.is_empty() => {
+                        self.rom_base & ((self.rom.len().next_power_of_two() as u32).wrapping_neg() | 1)
+                    }
+                    (0x00, 0x58 | 0x5c) => {
+                        (0..4).map(|n| self.pam.get(&(register & 0xfc | n)).map_or(0, |v| v << (8 * n))).sum()
+                    }
+                    (0x18, _) if !self.rom.is_empty() => 0,
                     (0x00 | 0x08 | 0x09, _) => 0,
                     _ => u32::MAX,
                 };
@@ -108,6 +134,11 @@ impl Host for Fake {
             0x70 => self.index = value as u8,
             0x71 => self.cmos[usize::from(self.index & 0x7f)] = value as u8,
             0xcf8 => self.pci = value,
+            0xcfc..=0xcff => match (self.pci >> 8 & 0xffff, self.pci & 0xfc | u32::from(port & 3)) {
+                (0x18, 0x30) => self.rom_base = value,
+                (0x00, register @ 0x5a..0x60) => _ = self.pam.insert(register, value & 0xff),
+                _ => {}
+            },
             0x3f8 => self.typed.push(value as u8 as char),
             0x92 | 0x21 | 0xa1 => _ = self.ports.insert(port, value as u8),
             _ => {}
@@ -255,10 +286,10 @@ fn the_rom_has_what_programs_look_for_and_vectors_lead_to_code() {
 }
 
 #[test]
-fn post_leaves_vectors_data_areas_and_a_jump_to_int_19h() {
+fn post_leaves_vectors_data_areas_and_a_jump_to_the_option_roms() {
     let mut rig = rig(vec![(DriveKind::Disk, vec![0; 1 << 20])], |_| {});
     let r = rig.call(service::POST, Regs::default());
-    assert_eq!((r.cs, r.ip, r.flags), (0xf000, 0xe6f2, 2));
+    assert_eq!((r.cs, r.ip, r.flags), (0xf000, rom::ROMS, 2));
     assert_eq!((rig.word(0x40e), rig.word(0x413), rig.word(0x475) as u8), (0x9fc0, 639, 1));
     assert_eq!((rig.word(0x4c), rig.word(0x4e)), (0xe3fe, 0xf000), "INT 13h");
     assert_eq!((rig.word(4 * 0x5d), rig.word(4 * 0x5d + 2)), (0xff53, 0xf000), "what nobody has taken returns");

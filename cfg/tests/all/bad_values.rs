@@ -46,21 +46,21 @@ fn keys_that_do_not_exist() {
             "guest.toml:4:3: disk.1.path: required key is missing; allowed: the path of a file or disk that \
              can be read",
             "guest.toml:5:1: disk.1.paht: unknown key \"paht\"; allowed: path, model, format, readonly, \
-             cache, snapshot, on_error, slot; did you mean \"path\"?",
+             cache, snapshot, on_error, slot, unit; did you mean \"path\"?",
         ],
     );
     refuses(
         "key_of_another_model",
         &[("guest.toml", "name = 'fw1'\n[[disk]]\npath = 'disk.img'\nmodel = 'ide'\nqueues = 4\n")],
         &["guest.toml:5:1: disk.0.queues: \"queues\" needs model = \"nvme\"; allowed: path, model, \
-             format, readonly, cache, snapshot, on_error, slot"],
+             format, readonly, cache, snapshot, on_error, slot, unit"],
     );
     refuses(
         "key_of_an_unknown_model",
         &[("guest.toml", "name = 'fw1'\n[[disk]]\npath = 'disk.img'\nmodel = 'nvem'\nqueues = 4\nqeues = 4\n")],
         &[
             "guest.toml:4:9: disk.0.model: unknown model \"nvem\"; allowed: ahci, ide, nvme; did you mean \"nvme\"?",
-            "guest.toml:6:1: disk.0.qeues: unknown key \"qeues\"; allowed: path, model, format, readonly, cache, snapshot, on_error, slot",
+            "guest.toml:6:1: disk.0.qeues: unknown key \"qeues\"; allowed: path, model, format, readonly, cache, snapshot, on_error, slot, unit",
         ],
     );
     refuses(
@@ -72,7 +72,8 @@ fn keys_that_do_not_exist() {
         "wide_characters_before_the_fault",
         &[("guest.toml", "name = 'fw1'\nscreen = { '日本語' = 1, vnc = 'host:0' }\n")],
         &[
-            "guest.toml:2:12: screen.日本語: unknown key \"日本語\"; allowed: model, backend, rom, vnc, slot",
+            "guest.toml:2:12: screen.日本語: unknown key \"日本語\"; allowed: model, backend, rom, vnc, vnc_socket, \
+             vnc_remote, vnc_password, vnc_password_file, vnc_view_password_file, vnc_readonly, vnc_wait, keyboard, slot",
             "guest.toml:2:29: screen.vnc: \"host:0\" is not an address; allowed: \"PORT\" or \"HOST:PORT\", \
              port 1 to 65535",
         ],
@@ -389,8 +390,8 @@ fn keys_that_do_not_go_together() {
     refuses(
         "serial_without_a_backend",
         &[("guest.toml", "name = 'fw1'\n[[serial]]\n")],
-        &["guest.toml:2:3: serial.0.backend: required key is missing; allowed: stdio, socket, pty, tcp, \
-             file, none"],
+        &["guest.toml:2:3: serial.0.backend: required key is missing; allowed: stdio, console, socket, \
+             pty, tty, nmdm, tcp, file, none"],
     );
     refuses(
         "slot_used_twice",

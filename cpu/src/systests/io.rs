@@ -287,12 +287,46 @@ fn cpuid_describes_topology_clock_and_hypervisor() {
     assert_eq!(m.cpu.cpuid(4, 0)[0] >> 26, 7);
     assert_eq!(m.cpu.cpuid(0xb, 0)[..3], [0, 1, 0x100]);
     assert_eq!(m.cpu.cpuid(0xb, 1)[..3], [3, 6, 0x201]);
-    let [den, num, hz, _] = m.cpu.cpuid(0x15, 0);
-    assert_eq!(u64::from(hz) * u64::from(num) / u64::from(den), 2_394_454_000);
+    assert_eq!(m.cpu.cpuid(0x16, 0)[..2], [2394, 2394]);
     assert_eq!(m.cpu.cpuid(0x4000_0000, 0)[1], u32::from_le_bytes(*b"KVMK"));
     assert_eq!(m.cpu.cpuid(0x4000_0001, 0), [0; 4]);
     let brand: Vec<u8> = (2..5).flat_map(|n| m.cpu.cpuid(0x8000_0000 + n, 0)).flat_map(u32::to_le_bytes).collect();
     assert!(brand.starts_with(b"a brand of some length that goes on\0"));
+}
+
+#[test]
+fn the_crystal_tells_linux_the_rate_of_the_tsc_in_32_bits_or_nothing() {
+    let told = |tsc_hz: u64| {
+        let [den, num, hz, _] = Machine::with(Model { tsc_hz, ..Model::default() }).cpu.cpuid(0x15, 0);
+        // As in its native_calibrate_tsc.
+        (den != 0).then(|| u64::from((hz / 1000).wrapping_mul(num) / den))
+    };
+    for khz in [1_000_000, 2_500_000, 2_893_000, 3_600_000, 4_200_000] {
+        assert_eq!(told(khz * 1000), Some(khz));
+    }
+    // KVM measures such.
+    assert_eq!(told(999_999_000), Some(1_000_000));
+    let mut nothing = 0;
+    for khz in (800_000..4_290_000).step_by(999) {
+        match told(khz * 1000) {
+            Some(there) => assert!(there.abs_diff(khz) * 400_000 <= khz, "{khz} became {there}"),
+            None => nothing += 1,
+        }
+    }
+    assert!(nothing < 1000, "{nothing} of 3493");
+}
+
+#[test]
+fn cpuid_describes_the_topology_that_was_asked_for() {
+    let sockets = Machine::with(Model { cpus: 4, cores: 1, ..Model::default() });
+    assert_eq!(sockets.cpu.cpuid(1, 0)[3] & 1 << 28, 0, "each is alone in its package");
+    assert_eq!((sockets.cpu.cpuid(4, 0)[0] >> 14, sockets.cpu.cpuid(0xb, 1)[1]), (0, 1));
+    let threads = Machine::with(Model { cpus: 8, cores: 2, threads: 2, ..Model::default() });
+    assert_eq!(threads.cpu.cpuid(1, 0)[1] >> 16 & 0xff, 4);
+    assert_eq!((threads.cpu.cpuid(4, 0)[0] >> 26, threads.cpu.cpuid(4, 0)[0] >> 14 & 0xfff), (1, 1));
+    assert_eq!(threads.cpu.cpuid(4, 2)[0] >> 14 & 0xfff, 1, "a cache of the core's");
+    assert_eq!(threads.cpu.cpuid(0xb, 0)[..3], [1, 2, 0x100]);
+    assert_eq!(threads.cpu.cpuid(0xb, 1)[..3], [2, 4, 0x201]);
 }
 
 #[test]

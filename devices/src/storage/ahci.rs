@@ -267,13 +267,20 @@ impl Ahci {
 /// What drive `n` calls itself.
 fn make(params: &Params, n: usize, packet: bool, dev: u8, func: u8) -> Make {
     let usual = if packet { "bhyve-rs CD-ROM" } else { "bhyve-rs HARDDISK" };
-    let serial = params.get("ser").filter(|_| n == 0).map_or_else(|| format!("BRS{dev:02}{func}{n:02}"), str::to_owned);
+    let own = |key: &str| params.of_unit(n, key);
+    // One for all would be the same for two.
+    let serial = own("ser").or(params.get("ser").filter(|_| n == 0));
+    let serial = serial.filter(|ser| !ser.is_empty()).map_or_else(|| format!("BRS{dev:02}{func}{n:02}"), str::to_owned);
     Make {
         serial_link: true,
         serial: name(&serial, 20),
-        revision: name(params.get("rev").unwrap_or("001"), 8),
-        model: name(params.get("product").unwrap_or(usual), 40),
-        rotation: params.int("nmrr").unwrap_or(0).clamp(0, 0xfffe) as u16,
+        revision: name(own("rev").or(params.get("rev")).unwrap_or("001"), 8),
+        model: name(own("product").or(params.get("product")).filter(|name| !name.is_empty()).unwrap_or(usual), 40),
+        rotation: own("nmrr")
+            .or(params.get("nmrr"))
+            .and_then(|rate| rate.parse().ok())
+            .unwrap_or(0_i64)
+            .clamp(0, 0xfffe) as u16,
     }
 }
 

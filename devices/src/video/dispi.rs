@@ -37,7 +37,7 @@ const MAX_Y: u16 = 4096;
 const MAX_BPP: u16 = 32;
 
 /// A mode in which pixels lie one after the other, or in planes of more than 64 KiB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Linear {
     /// Pixels a line.
     pub width: u16,
@@ -57,6 +57,16 @@ impl Linear {
     /// A pixel's bits lie in the four planes.
     pub fn planar(self) -> bool {
         self.bpp == 4
+    }
+
+    /// Bytes a pixel of those that lie one after the other.
+    pub fn pixel_bytes(self) -> usize {
+        usize::from(self.bpp).div_ceil(8)
+    }
+
+    /// Offset of line `y`.
+    pub fn line(self, y: u16) -> u32 {
+        self.start.wrapping_add(u32::from(y).wrapping_mul(self.pitch))
     }
 }
 

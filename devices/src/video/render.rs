@@ -4,7 +4,9 @@
 //! mode's pixels once: where the hardware shows a line twice or a pixel two dots wide, as in 320x200, they are not
 //! repeated. The cursor and blinking characters are drawn as in the phase in which they are seen.
 
-use emu::{Cell, Display, Picture, TextScreen};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use emu::{Cell, Display, Picture, TextScreen, View};
 
 use super::dispi::Linear;
 use super::vga::{Mapping, Vga};
@@ -213,25 +215,46 @@ impl Vga {
         let (width, height) = (usize::from(mode.width), usize::from(mode.height));
         let mut pixels = Vec::with_capacity(width * height);
         let palette = self.palette();
-        let mut bytes = Vec::new();
-        for y in 0..u32::from(mode.height) {
-            let at = mode.start.wrapping_add(y.wrapping_mul(mode.pitch));
+        let mut bytes = vec![0; width * mode.pixel_bytes()];
+        for y in 0..mode.height {
+            let at = mode.line(y);
             if mode.planar() {
                 let groups = (0..mode.width.div_ceil(8)).flat_map(|x| planar(self.planes(at.wrapping_add(x.into()))));
                 pixels.extend(groups.take(width).map(|n| palette[n]));
                 continue;
             }
-            let size = usize::from(mode.bpp).div_ceil(8);
-            bytes.resize(size * width, 0);
             self.linear_read(at, &mut bytes);
-            pixels.extend(bytes.chunks_exact(size).map(|p| match (mode.bpp, p) {
-                (15, [low, high]) => expand(u16::from_le_bytes([*low, *high]), 10, 5, 5),
-                (16, [low, high]) => expand(u16::from_le_bytes([*low, *high]), 11, 6, 5),
-                (_, [b, g, r, ..]) => u32::from_be_bytes([0, *r, *g, *b]),
-                _ => self.dac(p[0]),
-            }));
+            self.pixels(mode, &bytes, &mut pixels);
         }
         Picture { width, height, pixels }
+    }
+
+    /// Adds the pixels of a part of a line to `out`.
+    fn pixels(&self, mode: Linear, bytes: &[u8], out: &mut Vec<u32>) {
+        match mode.bpp {
+            15 => out.extend(bytes.as_chunks().0.iter().map(|p| expand(u16::from_le_bytes(*p), 10, 5, 5))),
+            16 => out.extend(bytes.as_chunks().0.iter().map(|p| expand(u16::from_le_bytes(*p), 11, 6, 5))),
+            24 => out.extend(bytes.as_chunks().0.iter().map(|[b, g, r]| u32::from_le_bytes([*b, *g, *r, 0]))),
+            32 => out.extend(bytes.as_chunks().0.iter().map(|p| u32::from_le_bytes(*p) & 0xff_ffff)),
+            _ => out.extend(bytes.iter().map(|n| self.dac(*n))),
+        }
+    }
+
+    /// As [`Display::refresh`] for a mode whose pixels lie one after the other: only lines that differ are drawn.
+    fn refresh_linear(&self, mode: Linear, view: &mut View) {
+        let len = usize::from(mode.width) * mode.pixel_bytes();
+        view.set_size(mode.width.into(), mode.height.into());
+        let mut line = Vec::with_capacity(mode.width.into());
+        view.each_line(|view, y| {
+            let at = y * len;
+            let differs = view.differs(at, len, |bytes| self.linear_read(mode.line(y as u16), bytes));
+            if differs {
+                line.clear();
+                self.pixels(mode, view.bytes(at, len), &mut line);
+                view.put(y, &line);
+            }
+            differs
+        });
     }
 
     /// Reads video memory, which begins again at its end.
@@ -307,5 +330,25 @@ impl Display for Vga {
             picture.pixels.fill(0);
         }
         picture
+    }
+
+    fn refresh(&self, view: &mut View) {
+        /// Memory that modes other than linear ones show.
+        const PLANES: usize = 256 << 10;
+        let mut key = DefaultHasher::new();
+        (&self.r, self.linear).hash(&mut key);
+        view.begin(key.finish());
+        match self.linear {
+            Some(mode) if !mode.planar() && !self.blank() => self.refresh_linear(mode, view),
+            // Large modes of this kind are rare; they are drawn at each look.
+            Some(_) => view.show(&self.picture()),
+            None => {
+                let planes = view.differs(0, PLANES, |bytes| self.ram.read(self.vram.start, bytes));
+                let text = self.text.len as usize;
+                if view.differs(PLANES, text, |bytes| self.ram.read(self.text.start, bytes)) || planes {
+                    view.show(&self.picture());
+                }
+            }
+        }
     }
 }

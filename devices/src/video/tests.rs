@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use boot::video::{self, Mode, Port};
 use emu::bench::Bench;
-use emu::{Backends, DeviceCell, DeviceState, Params, Picture, ResetKind, TextScreen};
+use emu::{Backends, DeviceCell, DeviceState, Params, Picture, ResetKind, TextScreen, View};
 
 use super::stdvga;
 
@@ -508,4 +508,49 @@ fn a_saved_screen_comes_back_in_text_and_in_dispi_modes() {
     let twin = Rig::new();
     copy(&rig, &twin);
     assert_eq!(twin.picture(), rig.picture());
+}
+
+#[test]
+fn a_viewers_copy_is_the_picture_in_every_mode_and_hears_of_nothing_else() {
+    let mut rig = Rig::mode(3);
+    let mut view = View::default();
+    let mut rng = emu::bench::Rng::new(7);
+    let mut look = |rig: &Rig, what: &str| {
+        rig.cell.with(|d| d.display().unwrap().refresh(&mut view)).unwrap();
+        assert!(*view.picture() == rig.picture(), "{what}");
+        !view.take_changes().is_empty()
+    };
+    look(&rig, "text");
+    rig.print(0xb_8000, "changed", 7);
+    assert!(look(&rig, "text") && !look(&rig, "text"));
+    for mode in [0x0d, 0x12, 0x13, 0x04, 0x03] {
+        rig.set(mode);
+        look(&rig, "a mode");
+        for _ in 0..50 {
+            rig.poke(0xa_0000 + rng.below(0x2_0000) as u64, &[rng.next() as u8]);
+        }
+        look(&rig, "a mode's memory");
+        rig.ports(video::FONT_OPEN);
+        look(&rig, "the font is open");
+        let port = if rig.b.inb(0x3cc) & 1 != 0 { 0x3d4 } else { 0x3b4 };
+        rig.ports(video::font_close(port));
+        look(&rig, "the font is closed");
+        assert!(!look(&rig, "the same again"));
+    }
+    for bpp in [8, 15, 16, 24, 32, 4] {
+        rig.vbe(320, 200, bpp);
+        look(&rig, "linear");
+        for _ in 0..20 {
+            rig.poke(LFB + rng.below(320 * 200) as u64, &[rng.next() as u8 | 1]);
+        }
+        assert!(look(&rig, "linear") && !look(&rig, "linear"), "{bpp}");
+        rig.dispi(9, 3);
+        look(&rig, "panned");
+        rig.b.inb(0x3da);
+        rig.b.outb(0x3c0, 0);
+        look(&rig, "blank");
+        rig.b.inb(0x3da);
+        rig.b.outb(0x3c0, 0x20);
+        look(&rig, "on again");
+    }
 }

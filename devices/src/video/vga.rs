@@ -42,7 +42,7 @@ const SECOND: u64 = 1_000_000_000;
 const DOT_CLOCKS: [u64; 4] = [25_175_000, 28_322_000, 28_322_000, 28_322_000];
 
 /// What stands behind A0000-BFFFF.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Mapping {
     /// Nothing.
     #[default]
@@ -58,7 +58,7 @@ pub enum Mapping {
 }
 
 /// What the guest can see of the core.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Hash, Serialize, Deserialize)]
 pub struct Registers {
     /// Miscellaneous output.
     pub misc: u8,

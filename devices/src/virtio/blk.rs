@@ -12,7 +12,7 @@ use emu::backend::{Completion, DiskOp, DiskRequest};
 use emu::{Class, DiskPort, Event, Model, Param, ParamKind, Params, Slot};
 use serde::{Deserialize, Serialize};
 
-use super::pci::{Core, Function, Kind, VERSION, VirtioPci};
+use super::pci::{Core, Function, IOEVENTFD, Kind, VERSION, VirtioPci};
 use super::queue::Chain;
 
 /// The model.
@@ -22,6 +22,7 @@ pub static MODEL: Model = Model {
     class: Class::Storage { units: 1, cds: false },
     keys: &[
         VERSION,
+        IOEVENTFD,
         Param {
             name: "ser",
             kind: ParamKind::Text,

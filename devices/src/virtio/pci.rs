@@ -88,7 +88,15 @@ mod common {
     pub const QUEUE_DEVICE_END: u64 = 0x38;
 }
 
-/// The key that all models have.
+/// A key that all models have.
+pub(crate) const IOEVENTFD: Param = Param {
+    name: "ioeventfd",
+    kind: ParamKind::Bool,
+    default: "false",
+    help: "on KVM, another thread serves the queues while the processor goes on",
+};
+
+/// Another one.
 pub(crate) const VERSION: Param = Param {
     name: "version",
     kind: ParamKind::Choice(&["legacy", "transitional", "modern"]),
@@ -169,7 +177,7 @@ struct Registers {
     queue_select: u16,
     queues: Vec<Queue>,
     /// Queues whose work goes on by the timer, a bit each.
-    unfinished: u32,
+    unfinished: u64,
 }
 
 impl Registers {
@@ -270,14 +278,19 @@ impl Core {
             f(self, &chain);
             left -= 1;
             if left == 0 {
-                self.r.unfinished |= 1 << n;
-                // Not at once, which would be in the same round of timers.
-                self.timer.set(self.timer.now() + 1);
+                self.again(n);
                 break;
             }
         }
         self.chain = chain;
         self.publish(n);
+    }
+
+    /// Has queue `n` kicked once more, by the timer.
+    pub fn again(&mut self, n: usize) {
+        self.r.unfinished |= 1 << n;
+        // Not at once, which would be in the same round of timers.
+        self.timer.set(self.timer.now() + 1);
     }
 
     /// Gives a chain of queue `n` back, of which `len` bytes were written. [`Core::publish`] must follow.
@@ -354,6 +367,7 @@ impl<F: Function> VirtioPci<F> {
         function: F,
     ) -> Result<Box<dyn Device>, String> {
         let version = Version::of(params);
+        let handoff = params.flag(IOEVENTFD.name);
         let modern_device = 0x1040 + kind.id;
         let ids = PciIds { vendor: 0x1af4, class: kind.class, sub_vendor: 0x1af4, ..PciIds::default() };
         // Drivers of 0.9 look at revision and subsystem, those of 1.x at the device alone.
@@ -361,6 +375,7 @@ impl<F: Function> VirtioPci<F> {
             Version::Modern => PciIds { device: modern_device, subsystem: modern_device, revision: 1, ..ids },
             _ => PciIds { device: kind.legacy_device, subsystem: kind.id, ..ids },
         })?;
+        slot.rom()?;
         let intx = slot.intx(Pin::A);
         let timer = slot.timer(0);
         let dma = slot.dma();
@@ -370,14 +385,14 @@ impl<F: Function> VirtioPci<F> {
         if version != Version::Modern {
             let len = (legacy::HEADER + kind.config).next_power_of_two() as u64;
             slot.bar(0, BarKind::Io, len, LEGACY, Widths::DWORD);
-            slot.doorbell(LEGACY, legacy::QUEUE_NOTIFY, 2, None);
+            slot.doorbell(LEGACY, legacy::QUEUE_NOTIFY, 2, None, handoff);
             offered |= ANY_LAYOUT;
         }
         let mut window = None;
         if version != Version::Legacy {
             slot.bar(4, BarKind::Mem32, MODERN_LEN, MODERN, Widths::QWORD);
             for n in 0..queues as u64 {
-                slot.doorbell(MODERN, NOTIFY + NOTIFY_STEP * n, 2, None);
+                slot.doorbell(MODERN, NOTIFY + NOTIFY_STEP * n, 2, None, handoff);
             }
             window = Some(capabilities(&pci, kind, queues));
             offered |= VERSION_1;

@@ -9,13 +9,14 @@ use std::fmt::Debug;
 use std::sync::{Arc, Weak};
 
 use devices::MODELS;
-use emu::backend::{Disk, Net};
+use emu::backend::{Chardev, Disk, Listener, Net};
 use emu::bench::{Bench, BenchDisk, Place, Rng, fuzz_cases};
 use emu::{
     Backends, BarKind, Class, DeviceCell, DeviceState, Event, Model, Params, RamAddr, ResetKind, Saved, Target, Unit,
 };
 
 mod ahci;
+mod dec21140;
 mod display;
 mod ide;
 mod nvme;
@@ -40,10 +41,14 @@ const GUESTS: &[(&str, Guest)] = &[
     ("ahci-hd", ahci::guest),
     ("ahci-cd", ahci::guest),
     ("vga", display::guest),
+    ("fbuf", display::guest),
     ("virtio-blk", virtio::guest),
     ("virtio-net", virtio::guest),
     ("nvme", nvme::guest),
+    ("dec21140", dec21140::guest),
+    ("dec21143", dec21140::guest),
     ("virtio-rnd", virtio::guest),
+    ("virtio-console", virtio::guest),
 ];
 
 type Guest = fn(&mut Rng) -> Vec<Op>;
@@ -55,8 +60,21 @@ impl Net for Wire {
     fn send(&mut self, frame: &[u8]) {
         assert!(frame.len() <= 1 << 16);
     }
-    fn attach(&mut self, _: Weak<DeviceCell>) {}
+    fn attach(&mut self, _: Weak<dyn Listener>) {}
     fn want(&mut self, _: bool) {}
+}
+
+/// A line that leads nowhere.
+struct Line;
+
+impl Chardev for Line {
+    fn write(&mut self, data: &[u8]) -> usize {
+        data.len() / 2
+    }
+    fn attach(&mut self, _: Weak<DeviceCell>, _: usize) {}
+    fn want(&mut self, bytes: usize) {
+        assert!(bytes <= 4096);
+    }
 }
 
 /// A model, and what stands at its units.
@@ -97,10 +115,12 @@ impl Rig {
         let bench = Bench::new();
         let disks: Vec<BenchDisk> =
             (0..subject.units.len()).map(|n| BenchDisk::new(&bench, vec![n as u8; DISK])).collect();
+        let lines = if let Class::Lines { most } = subject.model.class { most } else { 0 };
         let handle = |(disk, unit): (&BenchDisk, &Unit)| (*unit != Unit::None).then(|| disk.share());
         let backends = Backends {
             disks: disks.iter().zip(&subject.units).map(handle).collect(),
             units: subject.units.clone(),
+            chardevs: (0..lines).map(|_| Some(Box::new(Line) as Box<dyn Chardev>)).collect(),
             net: (subject.model.class == Class::Network).then(|| Box::new(Wire) as Box<dyn Net>),
             ..Backends::default()
         };
@@ -363,10 +383,24 @@ models! {
     ahci_hd: "ahci-hd",
     ahci_cd: "ahci-cd",
     vga: "vga",
+    fbuf: "fbuf",
     virtio_blk: "virtio-blk",
     virtio_net: "virtio-net",
+    e1000: "e1000",
+    e1000_82540em: "e1000-82540em",
+    e1000_82543gc: "e1000-82543gc",
+    dec21140: "dec21140",
+    dec21143: "dec21143",
+    pcnet: "pcnet",
+    pcnet_fast: "pcnet-fast",
+    rtl8139: "rtl8139",
+    rtl8169: "rtl8169",
+    ne2k_pci: "ne2k-pci",
+    ne2k_isa: "ne2k-isa",
     nvme: "nvme",
     virtio_rnd: "virtio-rnd",
+    virtio_console: "virtio-console",
+    uart: "uart",
 }
 
 #[test]

@@ -204,8 +204,8 @@ fn belled() -> (Bench, Arc<DeviceCell>, Bells) {
     let bells: Bells = Arc::default();
     let cell = b.part(|slot| {
         let device = Counter { bells: Arc::clone(&bells), line: None, ..counter(slot) };
-        slot.doorbell(1, 0x10, 2, Some(3));
-        slot.doorbell(0, 0x20, 0, None);
+        slot.doorbell(1, 0x10, 2, Some(3), false);
+        slot.doorbell(0, 0x20, 0, None, false);
         Box::new(device)
     });
     (b, cell, bells)
@@ -251,7 +251,7 @@ fn in_real_time_a_doorbell_is_heard_by_the_write() {
     let bells: Bells = Arc::default();
     let create = |slot: &mut Slot| -> Result<Box<dyn Device>, String> {
         slot.memory(0, BASE, 0x1000, 0, Widths::QWORD);
-        slot.doorbell(0, 0x20, 0, None);
+        slot.doorbell(0, 0x20, 0, None, false);
         let bells = Arc::clone(&bells);
         Ok(Box::new(Counter { regs: Regs::default(), line: None, timer: None, bells, version: 3 }))
     };
@@ -403,7 +403,7 @@ fn a_machine_that_is_gone_takes_its_devices_along() {
         let device = counter(slot);
         // What devices usually keep leads back to the machine.
         parts = Some((slot.dma(), slot.msi(1)));
-        slot.doorbell(0, 8, 4, None);
+        slot.doorbell(0, 8, 4, None, false);
         Box::new(device)
     });
     let weak = Arc::downgrade(&cell);

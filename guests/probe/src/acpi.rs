@@ -17,6 +17,9 @@ pub struct Acpi {
     pub madt: u64,
     pub hpet: u64,
     pub mcfg: u64,
+    pub pm1a_evt: u16,
+    /// Bytes of that block: its second half is PM1_EN.
+    pub pm1_evt_len: u16,
     pub pm1a_cnt: u16,
     pub pm1b_cnt: u16,
     pub pm_tmr: u16,
@@ -45,6 +48,8 @@ static ACPI: Racy<Acpi> = Racy::new(Acpi {
     madt: 0,
     hpet: 0,
     mcfg: 0,
+    pm1a_evt: 0,
+    pm1_evt_len: 0,
     pm1a_cnt: 0,
     pm1b_cnt: 0,
     pm_tmr: 0,
@@ -135,6 +140,8 @@ impl Acpi {
         self.sci = read_le(t + 46, 2) as u16;
         self.smi_cmd = read_le(t + 48, 2) as u16;
         self.acpi_enable = read8(t + 52);
+        self.pm1a_evt = read_le(t + 56, 2) as u16;
+        self.pm1_evt_len = u16::from(read8(t + 88));
         self.pm1a_cnt = read_le(t + 64, 2) as u16;
         self.pm1b_cnt = read_le(t + 68, 2) as u16;
         self.pm_tmr = read_le(t + 76, 2) as u16;

@@ -1,7 +1,7 @@
 //! `probe`: a freestanding guest in one ELF, booted by PVH, that talks on COM1.
 //!
 //! Words of the command line choose what it does (`demo` without any): `demo`, `smoke`, `bench=NAME`, `clock`, `loop`,
-//! `echo`, `reset=WAY`, `halt`, `poweroff`. README.md has the details and the lines that it prints.
+//! `echo`, `button`, `reset=WAY`, `halt`, `poweroff`. README.md has the details and the lines that it prints.
 
 #![no_std]
 #![no_main]
@@ -68,6 +68,7 @@ extern "C" fn probe_main(info: u64) -> ! {
         "clock" => timers::long_run(start::number("n").unwrap_or(10)),
         "loop" => idle(),
         "echo" => echo(),
+        "button" => power::wait_for_button(),
         "reset" => power::reset(if value.is_empty() { "kbd" } else { value }),
         "halt" => {
             println!("PROBE halt");
@@ -81,7 +82,7 @@ extern "C" fn probe_main(info: u64) -> ! {
 }
 
 fn is_mode(word: &str) -> bool {
-    matches!(word, "demo" | "smoke" | "bench" | "clock" | "loop" | "echo" | "reset" | "halt" | "poweroff")
+    matches!(word, "demo" | "smoke" | "bench" | "clock" | "loop" | "echo" | "button" | "reset" | "halt" | "poweroff")
 }
 
 /// Sleeps for ever; `hz=N` lets the 8254 tick meanwhile.

@@ -12,6 +12,8 @@ pub enum ConsoleCommand {
     Reset,
     /// `~p`: the power button.
     PowerButton,
+    /// `~w`: write, whoever does so now.
+    TakeOver,
 }
 
 /// What `~?` shows.
@@ -25,6 +27,17 @@ pub(crate) const HELP: &str = "\r\n\
     \x20 ~~   send one ~\r\n\
     \x20 ~?   this text\r\n";
 
+/// What it shows who has come to a console.
+pub(crate) const ATTACHED_HELP: &str = "\r\n\
+    Commands, at the start of a line, behind the escape character (~ if no other was chosen):\r\n\
+    \x20 .   leave the console; the machine goes on\r\n\
+    \x20 w   write here, in place of whoever does so now\r\n\
+    \x20 p   press the power button\r\n\
+    \x20 r   press the reset button\r\n\
+    \x20 b   send a break\r\n\
+    \x20 ^Z  suspend this program\r\n\
+    \x20 ?   this text; the escape character itself sends one\r\n";
+
 /// What became of a byte that was typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Typed {
@@ -32,8 +45,8 @@ pub(crate) enum Typed {
     Held,
     /// It is for the guest.
     Byte(u8),
-    /// A tilde that was held, and it, are for the guest.
-    TildeAnd(u8),
+    /// The escape character, which was held, and it are for the guest.
+    Both(u8, u8),
     /// It ends a command.
     Command(ConsoleCommand),
     /// `~?`
@@ -42,44 +55,60 @@ pub(crate) enum Typed {
     Suspend,
 }
 
-/// The state between two bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Escape {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
     /// Nothing was typed since the last end of line.
-    #[default]
     LineStart,
-    /// A tilde at the start of a line.
-    Tilde,
+    /// The escape character at the start of a line.
+    Held,
     /// Within a line.
     Line,
 }
 
+/// The state between two bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Escape {
+    at: At,
+    key: Option<u8>,
+    attached: bool,
+}
+
 const SUSPEND: u8 = 0x1a;
 
+impl Default for Escape {
+    fn default() -> Escape {
+        Escape { at: At::LineStart, key: Some(b'~'), attached: false }
+    }
+}
+
 impl Escape {
+    /// For who has come to a console, with an escape character of its own, or none.
+    pub(crate) fn attached(key: Option<u8>) -> Escape {
+        Escape { key, attached: true, ..Escape::default() }
+    }
+
     /// Takes the next byte.
     pub(crate) fn feed(&mut self, byte: u8) -> Typed {
-        let after_tilde = *self == Escape::Tilde;
-        if *self == Escape::LineStart && byte == b'~' {
-            *self = Escape::Tilde;
+        let held = self.at == At::Held;
+        if self.at == At::LineStart && self.key == Some(byte) {
+            self.at = At::Held;
             return Typed::Held;
         }
-        *self = if matches!(byte, b'\r' | b'\n') { Escape::LineStart } else { Escape::Line };
-        if !after_tilde {
-            return Typed::Byte(byte);
-        }
+        self.at = if matches!(byte, b'\r' | b'\n') { At::LineStart } else { At::Line };
+        let Some(key) = self.key.filter(|_| held) else { return Typed::Byte(byte) };
         let typed = match byte {
-            b'~' => return Typed::Byte(b'~'),
+            _ if byte == key => return Typed::Byte(key),
             b'.' => Typed::Command(ConsoleCommand::Quit),
             b'b' => Typed::Command(ConsoleCommand::Break),
             b'r' => Typed::Command(ConsoleCommand::Reset),
             b'p' => Typed::Command(ConsoleCommand::PowerButton),
+            b'w' if self.attached => Typed::Command(ConsoleCommand::TakeOver),
             b'?' => Typed::Help,
             SUSPEND => Typed::Suspend,
-            _ => return Typed::TildeAnd(byte),
+            _ => return Typed::Both(key, byte),
         };
         // The guest saw nothing of it, so the line is as new.
-        *self = Escape::LineStart;
+        self.at = At::LineStart;
         typed
     }
 }
@@ -95,7 +124,7 @@ mod tests {
             match escape.feed(byte) {
                 Typed::Held => {}
                 Typed::Byte(b) => bytes.push(b),
-                Typed::TildeAnd(b) => bytes.extend([b'~', b]),
+                Typed::Both(key, b) => bytes.extend([key, b]),
                 command => rest.push(command),
             }
         }
@@ -143,9 +172,20 @@ mod tests {
     }
 
     #[test]
+    fn who_has_come_can_choose_the_character_and_take_over() {
+        let feed = |mut escape: Escape, text: &[u8]| text.iter().map(|b| escape.feed(*b)).last().unwrap();
+        let take = Typed::Command(ConsoleCommand::TakeOver);
+        assert_eq!(feed(Escape::attached(Some(b'~')), b"~w"), take);
+        assert_eq!(feed(Escape::attached(Some(0x1d)), b"x\r\x1dw"), take);
+        assert_eq!(feed(Escape::attached(Some(0x1d)), b"~."), Typed::Byte(b'.'));
+        assert_eq!(feed(Escape::attached(None), b"~."), Typed::Byte(b'.'));
+        assert_eq!(feed(Escape::default(), b"~w"), Typed::Both(b'~', b'w'));
+    }
+
+    #[test]
     fn a_lone_tilde_is_held() {
         let mut escape = Escape::default();
         assert_eq!(escape.feed(b'~'), Typed::Held);
-        assert_eq!(escape, Escape::Tilde);
+        assert_eq!(escape.at, At::Held);
     }
 }

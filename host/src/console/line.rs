@@ -30,6 +30,8 @@ struct Out {
     writing: bool,
     /// Nobody is connected.
     nobody: bool,
+    /// The device was told that somebody is.
+    told_open: bool,
     /// The client takes nothing.
     stalled: bool,
     /// The device, or the thread that writes, waits for room: since when, or since the last bytes went out.
@@ -66,7 +68,10 @@ pub(super) struct Line {
     may_stall: bool,
     /// The source that has a turn when there is something to do.
     source: OnceLock<(Weak<Io>, Key)>,
-    cell: Mutex<Weak<DeviceCell>>,
+    /// Who is told, too: the thread that takes the output and brings the input.
+    told: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// The device, and its number for the line.
+    cell: Mutex<(Weak<DeviceCell>, usize)>,
     out: Mutex<Out>,
     /// Bytes were added to or taken from `out`, or the line was closed.
     out_changed: Condvar,
@@ -92,6 +97,7 @@ impl Line {
             block,
             may_stall,
             source: OnceLock::new(),
+            told: OnceLock::new(),
             cell: Mutex::default(),
             out: Mutex::default(),
             out_changed: Condvar::new(),
@@ -112,6 +118,11 @@ impl Line {
         io.add(key, Box::new(Relay(self.clone())));
     }
 
+    /// Has somebody told when there is output, room for input, or the end.
+    pub(super) fn tell(&self, told: impl Fn() + Send + Sync + 'static) {
+        let _ = self.told.set(Box::new(told));
+    }
+
     /// What to call it in messages.
     pub(super) fn name(&self) -> &str {
         &self.name
@@ -123,6 +134,9 @@ impl Line {
     }
 
     fn ring(&self) {
+        if let Some(told) = self.told.get() {
+            told();
+        }
         if let Some((io, key)) = self.source.get()
             && let Some(io) = io.upgrade()
         {
@@ -156,6 +170,16 @@ impl Line {
         input.pending.extend(&bytes[..bytes.len().min(room)]);
         drop(input);
         self.ring();
+    }
+
+    /// How much input it takes, wanted by the device or not.
+    pub(super) fn room_to_put(&self) -> usize {
+        INPUT.saturating_sub(self.input.lock().unwrap().pending.len())
+    }
+
+    /// Whether there is output to be taken.
+    pub(super) fn has_output(&self) -> bool {
+        !self.out.lock().unwrap().bytes.is_empty()
     }
 
     /// Takes input, waiting for room.
@@ -217,6 +241,14 @@ impl Line {
         Ok(())
     }
 
+    /// Moves what waits to where it fails for want of room only, on a thread that does not deliver.
+    pub(super) fn drain(&self, to: &mut impl Write) {
+        let _ = self.send(to);
+        if self.out.lock().unwrap().waiting.is_some() {
+            self.ring();
+        }
+    }
+
     /// Waits for output, and takes it for a thread that writes and blocks; `None` when there will be no more. The
     /// thread comes back when it has written it.
     pub(super) fn take(&self) -> Option<VecDeque<u8>> {
@@ -251,6 +283,14 @@ impl Line {
         tracing::warn!("{}: the client reads nothing; output older than {OUTPUT} bytes is dropped", self.name);
     }
 
+    /// A turn of a source whose other end may go and come back: errors are of those who have it now. False at the end.
+    pub(super) fn exchange(&self, mut device: impl Read + Write, gate: &Gate) -> bool {
+        let _ = self.receive(&mut device);
+        let _ = self.send(&mut device);
+        self.deliver(gate);
+        !self.closed()
+    }
+
     /// Gives the device what is there for it, if the gate is open.
     pub(super) fn deliver(&self, gate: &Gate) {
         if self.deadline().is_some_and(|d| d <= Instant::now()) {
@@ -260,10 +300,14 @@ impl Line {
         // A turn ends when the device takes no more; each round takes something out of a bounded buffer.
         while self.deliverable() {
             let passed = gate.try_pass(|| {
-                let Some(cell) = self.cell.lock().unwrap().upgrade() else { return false };
+                let (cell, number) = self.cell.lock().unwrap().clone();
+                let Some(cell) = cell.upgrade() else { return false };
+                if let Some(open) = self.presence(true) {
+                    cell.event(Event::CharsOpen(number, open));
+                }
                 if self.room_to_tell() {
                     self.out.lock().unwrap().waiting = None;
-                    cell.event(Event::CharsReady);
+                    cell.event(Event::CharsReady(number));
                 }
                 let bytes: Vec<u8> = {
                     let mut input = self.input.lock().unwrap();
@@ -273,7 +317,10 @@ impl Line {
                 };
                 if !bytes.is_empty() {
                     self.input_taken.notify_all();
-                    cell.event(Event::Chars(bytes));
+                    if let Some(told) = self.told.get() {
+                        told();
+                    }
+                    cell.event(Event::Chars(number, bytes));
                 }
                 true
             });
@@ -287,7 +334,20 @@ impl Line {
         let input = self.input.lock().unwrap();
         let chars = input.want > 0 && !input.pending.is_empty();
         drop(input);
-        chars || self.room_to_tell()
+        chars || self.room_to_tell() || self.presence(false).is_some()
+    }
+
+    /// Whether somebody is there, if the device does not know it yet; `tell`: now it does. That a client is gone is told
+    /// after all that it had to say.
+    fn presence(&self, tell: bool) -> Option<bool> {
+        let said_all = self.input.lock().unwrap().pending.is_empty();
+        let mut out = self.out.lock().unwrap();
+        let open = !out.nobody || out.told_open && !said_all;
+        let news = (open != out.told_open).then_some(open);
+        if tell {
+            out.told_open = open;
+        }
+        news
     }
 
     /// Whether a device that was refused is told to go on; half a buffer makes that worth while.
@@ -362,8 +422,8 @@ impl Chardev for Port {
         n
     }
 
-    fn attach(&mut self, to: Weak<DeviceCell>) {
-        *self.0.cell.lock().unwrap() = to;
+    fn attach(&mut self, to: Weak<DeviceCell>, number: usize) {
+        *self.0.cell.lock().unwrap() = (to, number);
     }
 
     fn want(&mut self, bytes: usize) {

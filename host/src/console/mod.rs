@@ -6,12 +6,16 @@
 pub(crate) mod escape;
 mod file;
 mod line;
+mod nmdm;
 mod pty;
 mod script;
+mod server;
 mod socket;
 pub(crate) mod stdio;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tty;
+mod visit;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -24,6 +28,8 @@ use emu::backend::Chardev;
 pub use self::escape::ConsoleCommand;
 use self::line::Line;
 pub use self::script::{Desk, Script, Step, When};
+pub use self::server::{Consoles, From, LogSpec, Place, Server, Wish};
+pub use self::visit::{Left, Visit, terminal_size};
 use crate::io::Io;
 
 /// A kind of console.
@@ -42,6 +48,16 @@ pub enum ConsoleSpec {
     Pty {
         /// A symbolic link to be made to the slave.
         link: Option<PathBuf>,
+    },
+    /// A terminal device that is there: a serial port of the host, or one end of a null modem.
+    Tty {
+        /// Its name.
+        path: PathBuf,
+    },
+    /// One end of a null modem cable, nmdm(4).
+    Nmdm {
+        /// Its name, which ends in A or B.
+        path: PathBuf,
     },
     /// A listening UNIX socket of mode 0600.
     Unix {
@@ -73,17 +89,20 @@ pub struct Description {
     /// What programs open or connect to: the slave's name, a path, `address:port`.
     pub place: Option<String>,
     line: Option<Arc<Line>>,
+    /// Who has it after the line.
+    server: Option<Consoles>,
 }
 
 impl Description {
     fn new(text: String, place: Option<String>, line: Option<Arc<Line>>) -> Description {
-        Description { text, place, line }
+        Description { text, place, line, server: None }
     }
 
     /// Waits until all that the device handed over is with the host. False when nobody takes it, or when it takes
     /// longer than `limit`.
     pub fn flush(&self, limit: Duration) -> bool {
         self.line.as_ref().is_none_or(|line| line.flush(limit))
+            && self.server.as_ref().is_none_or(|server| server.flush(limit))
     }
 }
 
@@ -107,6 +126,12 @@ pub fn open(
             Some(link) => format!("console pty with link {}", link.display()),
             None => "console pty".to_owned(),
         })?,
+        ConsoleSpec::Tty { path } => {
+            tty::open(io, path, block).with_context(|| format!("console tty {}", path.display()))?
+        }
+        ConsoleSpec::Nmdm { path } => {
+            nmdm::open(io, path, block).with_context(|| format!("console nmdm {}", path.display()))?
+        }
         ConsoleSpec::Unix { path } => {
             socket::open_unix(io, path, block).with_context(|| format!("console socket {}", path.display()))?
         }
@@ -126,7 +151,7 @@ impl Chardev for Nothing {
         data.len()
     }
 
-    fn attach(&mut self, _to: Weak<DeviceCell>) {}
+    fn attach(&mut self, _to: Weak<DeviceCell>, _: usize) {}
 
     fn want(&mut self, _bytes: usize) {}
 }

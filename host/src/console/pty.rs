@@ -4,6 +4,8 @@
 //! differ between systems, and FreeBSD puts the slave back into cooked mode, in which it would echo the guest's own
 //! output to the guest. The price is that nobody can tell whether there is a user: output that is not read is dropped
 //! after a second, as [`super::line`] says.
+//!
+//! With the master go the bytes that the slave's user has not read yet. So who reads slowly is waited for at the end.
 
 use std::fs::{File, Permissions};
 use std::io::{self, ErrorKind};
@@ -11,11 +13,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::Interest;
 use mio::unix::SourceFd;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
@@ -23,6 +26,11 @@ use super::Description;
 use super::line::Line;
 use crate::broker::Name;
 use crate::io::{Gate, Io, Source};
+
+/// How long the last output may stay unread.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
+/// How often we look whether it still is: nothing tells of a reader.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Opens a pseudo-terminal, with a symbolic link to its slave if a path is given.
 pub(super) fn open(io: &Arc<Io>, link: Option<&Path>, block: bool) -> io::Result<(Arc<Line>, Description)> {
@@ -48,28 +56,40 @@ pub(super) fn open(io: &Arc<Io>, link: Option<&Path>, block: bool) -> io::Result
     if let Some(link) = &link {
         text = format!("{text}, linked from {}", link.path().display());
     }
-    io.add(key, Box::new(Pty { line: line.clone(), master, _slave: slave, _link: link }));
+    io.add(key, Box::new(Pty { line: line.clone(), master, slave, _link: link }));
     Ok((line.clone(), Description::new(text, Some(name.display().to_string()), Some(line))))
 }
 
 struct Pty {
     line: Arc<Line>,
     master: File,
-    _slave: OwnedFd,
+    slave: OwnedFd,
     _link: Option<Name>,
 }
 
 impl Source for Pty {
     fn turn(&mut self, gate: &Gate) -> bool {
-        // Errors and ends are those of the slave's users, of whom there may be others later.
-        let _ = self.line.receive(&mut self.master);
-        let _ = self.line.send(&mut self.master);
-        self.line.deliver(gate);
-        !self.line.closed()
+        self.line.exchange(&self.master, gate)
     }
 
     fn deadline(&self) -> Option<Instant> {
         self.line.deadline()
+    }
+}
+
+impl Pty {
+    /// Whether the slave's user has something to read. FIONREAD would not see what is still on its way to the slave.
+    fn is_unread(&self) -> bool {
+        poll(&mut [PollFd::new(self.slave.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1)
+    }
+}
+
+impl Drop for Pty {
+    fn drop(&mut self) {
+        let end = Instant::now() + LAST_OUTPUT;
+        while self.is_unread() && Instant::now() < end {
+            std::thread::sleep(LOOK);
+        }
     }
 }
 

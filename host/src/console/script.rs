@@ -227,7 +227,7 @@ impl TimerSink for Script {
         if !bytes.is_empty()
             && let Some(cell) = cell.upgrade()
         {
-            cell.event(Event::Chars(bytes));
+            cell.event(Event::Chars(0, bytes));
         }
         self.go_on(&mut self.state.lock().unwrap(), self.timer());
     }
@@ -270,8 +270,8 @@ impl Chardev for Console {
 
     /// The output learns of the device too, which it has to tell when there is room; as nothing is ever wanted of it,
     /// it brings no input.
-    fn attach(&mut self, to: Weak<DeviceCell>) {
-        self.output.attach(to.clone());
+    fn attach(&mut self, to: Weak<DeviceCell>, number: usize) {
+        self.output.attach(to.clone(), number);
         *self.script.cell.lock().unwrap() = to;
     }
 
@@ -298,7 +298,7 @@ mod tests {
             n
         }
 
-        fn attach(&mut self, _to: Weak<DeviceCell>) {}
+        fn attach(&mut self, _to: Weak<DeviceCell>, _: usize) {}
 
         fn want(&mut self, _bytes: usize) {
             panic!("a script's output brings no input");

@@ -66,7 +66,7 @@ pub(super) fn spawn_writer(name: &str, line: &Arc<Line>, mut to: File) -> std::i
 }
 
 /// Writes all, also where somebody made the descriptor non-blocking for all who share it.
-fn write_all(to: &mut File, mut bytes: &[u8]) -> std::io::Result<()> {
+pub(super) fn write_all(to: &mut File, mut bytes: &[u8]) -> std::io::Result<()> {
     while !bytes.is_empty() {
         match to.write(bytes) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
@@ -118,7 +118,7 @@ fn read_keys(line: &Line, mut input: File, shown: bool, hook: &dyn Fn(ConsoleCom
             match escape.feed(key) {
                 Typed::Held => {}
                 Typed::Byte(byte) => line.put(&[byte]),
-                Typed::TildeAnd(byte) => line.put(&[b'~', byte]),
+                Typed::Both(key, byte) => line.put(&[key, byte]),
                 Typed::Command(command) => hook(command),
                 Typed::Suspend => terminal::suspend(),
                 Typed::Help if shown => line.notice(HELP),

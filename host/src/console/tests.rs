@@ -20,7 +20,7 @@ use super::*;
 use crate::io::{Gate, Io, IoThread};
 
 /// How long a test waits for what should happen at once.
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// Waits for something that other threads do.
 #[track_caller]
@@ -93,7 +93,7 @@ impl Device for Probe {
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::Chars(bytes) => {
+            Event::Chars(_, bytes) => {
                 let mut log = self.log.lock().unwrap();
                 log.most = log.most.max(bytes.len());
                 log.input.extend(bytes);
@@ -102,10 +102,11 @@ impl Device for Probe {
                     self.console.want(self.room);
                 }
             }
-            Event::CharsReady => {
+            Event::CharsReady(_) => {
                 self.log.lock().unwrap().ready += 1;
                 self.drain();
             }
+            Event::CharsOpen(..) => {}
             _ => unreachable!(),
         }
     }
@@ -120,7 +121,7 @@ impl Device for Probe {
 /// A machine with a probe at each console.
 pub(crate) struct Rig {
     pub(crate) bench: Bench,
-    gate: Arc<Gate>,
+    pub(crate) gate: Arc<Gate>,
     io: Arc<Io>,
     thread: Option<IoThread>,
     commands: Arc<Mutex<Vec<ConsoleCommand>>>,
@@ -152,10 +153,10 @@ impl Rig {
         let log: Arc<Mutex<Log>> = Arc::default();
         let l = log.clone();
         let name = format!("probe{}", self.bench.machine.parts().len());
-        let backends = Backends { chardev: Some(console), ..Backends::default() };
+        let backends = Backends { chardevs: vec![Some(console)], ..Backends::default() };
         let create = move |slot: &mut Slot| {
-            let mut console = slot.backends.chardev.take().unwrap();
-            console.attach(slot.cell());
+            let mut console = slot.backends.chardevs.pop().flatten().unwrap();
+            console.attach(slot.cell(), 0);
             console.want(16);
             Ok(Box::new(Probe { console, log: l, unsent: VecDeque::new(), room: 16, quick }) as Box<dyn Device>)
         };
@@ -182,7 +183,7 @@ impl Plugged {
     }
 
     /// Bytes that the console did not take yet.
-    fn unsent(&self) -> u64 {
+    pub(crate) fn unsent(&self) -> u64 {
         self.cell.read(0, 0, 8)
     }
 
@@ -195,14 +196,14 @@ impl Plugged {
     }
 
     #[track_caller]
-    fn awaits(&self, input: &[u8]) {
+    pub(crate) fn awaits(&self, input: &[u8]) {
         until(&format!("{:?}", String::from_utf8_lossy(input)), || self.input() == input);
     }
 }
 
 /// Reads some bytes that must come soon.
 #[track_caller]
-fn read(from: &mut (impl Read + AsFd)) -> Vec<u8> {
+pub(crate) fn read(from: &mut (impl Read + AsFd)) -> Vec<u8> {
     let mut buf = [0; 65536];
     let limit = PollTimeout::try_from(SOON).unwrap();
     let n = poll(&mut [PollFd::new(from.as_fd(), PollFlags::POLLIN)], limit).unwrap();
@@ -214,7 +215,7 @@ fn read(from: &mut (impl Read + AsFd)) -> Vec<u8> {
 
 /// Reads exactly `text`.
 #[track_caller]
-fn expect(from: &mut (impl Read + AsFd), text: &[u8]) {
+pub(crate) fn expect(from: &mut (impl Read + AsFd), text: &[u8]) {
     let mut got = Vec::new();
     while got.len() < text.len() {
         got.extend(read(from));
@@ -224,7 +225,7 @@ fn expect(from: &mut (impl Read + AsFd), text: &[u8]) {
 
 /// Reads until `tail` has come.
 #[track_caller]
-fn read_up_to(from: &mut (impl Read + AsFd), tail: &[u8]) -> Vec<u8> {
+pub(crate) fn read_up_to(from: &mut (impl Read + AsFd), tail: &[u8]) -> Vec<u8> {
     let mut got = Vec::new();
     while !got.ends_with(tail) {
         got.extend(read(from));
@@ -232,14 +233,14 @@ fn read_up_to(from: &mut (impl Read + AsFd), tail: &[u8]) -> Vec<u8> {
     got
 }
 
-fn connect(path: &Path) -> UnixStream {
+pub(crate) fn connect(path: &Path) -> UnixStream {
     let stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream
 }
 
 /// Bytes that tell where they belong.
-fn pattern(len: usize) -> Vec<u8> {
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (0..len as u64 / 8).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect()
 }
 
@@ -473,6 +474,67 @@ fn a_pty_that_nobody_reads_keeps_the_latest_output_and_stops_nothing() {
     let mut slave = File::open(description.place.unwrap()).unwrap();
     let got = read_up_to(&mut slave, &all[all.len() - 64..]);
     assert!(got.ends_with(&all[all.len() - OUTPUT..]));
+}
+
+#[test]
+fn what_a_pty_had_for_a_slow_reader_does_not_go_with_it() {
+    let mut rig = Rig::new();
+    let (com, description) = rig.open(&ConsoleSpec::Pty { link: None }, false);
+    let mut slave = File::open(description.place.clone().unwrap()).unwrap();
+    com.print(b"last words");
+    assert!(description.flush(SOON));
+    let reader = std::thread::spawn(move || {
+        std::thread::park_timeout(Duration::from_millis(50));
+        read(&mut slave)
+    });
+    rig.thread = None;
+    assert_eq!(reader.join().unwrap(), b"last words");
+}
+
+#[test]
+fn a_tty_is_raw_while_the_machine_has_it_and_as_it_was_afterwards() {
+    use nix::sys::termios::{LocalFlags, OutputFlags, tcgetattr};
+    let (mut rig, dir) = (Rig::new(), Dir::new());
+    // Our end of a cable.
+    let pair = nix::pty::openpty(None, None).unwrap();
+    let mut far = File::from(pair.master);
+    let path = nix::unistd::ttyname(&pair.slave).unwrap();
+    let flags = || tcgetattr(&pair.slave).map(|t| (t.local_flags, t.output_flags)).unwrap();
+    let found = flags();
+    assert!(found.0.contains(LocalFlags::ICANON | LocalFlags::ECHO));
+    let (com, description) = rig.open(&ConsoleSpec::Tty { path: path.clone() }, false);
+    assert_eq!(description.place.as_deref(), path.to_str());
+    com.print(b"login:\n");
+    expect(&mut far, b"login:\n");
+    far.write_all(b"a\rb\x03").unwrap();
+    com.awaits(b"a\rb\x03");
+    assert!(!flags().0.contains(LocalFlags::ECHO) && !flags().1.contains(OutputFlags::OPOST));
+    rig.thread = None;
+    assert_eq!(flags(), found);
+
+    let file = dir.0.join("file");
+    std::fs::write(&file, "").unwrap();
+    let why = rig.refused(&ConsoleSpec::Tty { path: file });
+    assert!(why.contains("console tty") && why.contains("/file: it is no terminal"), "{why}");
+    let why = rig.refused(&ConsoleSpec::Tty { path: dir.0.join("none") });
+    assert!(why.contains("/none: No such file"), "{why}");
+}
+
+#[cfg(not(target_os = "freebsd"))]
+#[test]
+fn the_far_end_of_a_null_modem_has_the_other_name() {
+    let (rig, dir) = (Rig::new(), Dir::new());
+    let (com, description) = rig.open(&ConsoleSpec::Nmdm { path: dir.0.join("nmdm-fw1.1A") }, false);
+    let far = dir.0.join("nmdm-fw1.1B");
+    assert_eq!(description.place.as_deref(), far.to_str());
+    assert!(description.text.contains("nmdm-fw1.1A") && description.text.contains("nmdm-fw1.1B"));
+    let mut user = OpenOptions::new().read(true).write(true).open(&far).unwrap();
+    com.print(b"login: ");
+    expect(&mut user, b"login: ");
+    user.write_all(b"root\r").unwrap();
+    com.awaits(b"root\r");
+    let why = rig.refused(&ConsoleSpec::Nmdm { path: dir.0.join("nmdm0") });
+    assert!(why.contains("console nmdm") && why.contains("ends in A or B"), "{why}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -70,39 +71,83 @@ pub fn call_with(
     file: Option<&File>,
     limit: Option<Duration>,
 ) -> Result<Members, CallError> {
-    // Not std's connect: that of a machine that is stopped, with many waiting already, would wait without limit.
-    let stream = mio::net::UnixStream::connect(path).map_err(|e| match e.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => CallError::NotRunning(path.to_owned()),
-        _ => e.into(),
-    })?;
-    let stream = UnixStream::from(stream);
-    stream.set_nonblocking(false)?;
-    let mut lines = Lines { input: BufReader::new(stream), end: limit.map(|l| Instant::now() + l) };
-    let hello = lines.next()?;
-    if hello.get("version") != Some(&Value::from(VERSION)) {
-        // A server with no room for a client says so in place of a greeting.
-        let error = hello.get("error").and_then(Value::as_str).map(str::to_owned);
-        let other =
-            || format!("the machine speaks another version of the protocol than {VERSION}: {}", Value::from(hello));
-        return Err(error.map_or_else(|| CallError::Broken(other()), CallError::Refused));
-    }
-    let mut request = args.clone();
-    request.insert("id".to_owned(), 1.into());
-    request.insert("verb".to_owned(), verb.into());
-    let request = format!("{}\n", Value::from(request)).into_bytes();
-    let files: Vec<_> = file.map(File::as_fd).into_iter().collect();
-    let sent = broker::send(lines.input.get_ref().as_fd(), &request, &files)?;
-    lines.input.get_mut().write_all(&request[sent..])?;
-    loop {
-        let mut reply = lines.next()?;
-        if reply.remove("id") != Some(1.into()) {
-            continue;
+    Calls::open(path, limit)?.ask(verb, args, file)
+}
+
+/// A connection to a machine.
+pub struct Calls {
+    lines: Lines,
+}
+
+impl Calls {
+    /// Connects to the machine whose socket is at `path`. All must be over within `limit`, if there is one.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub fn open(path: &Path, limit: Option<Duration>) -> Result<Calls, CallError> {
+        let me = nix::unistd::geteuid();
+        if let Ok(there) = std::fs::symlink_metadata(path)
+            && there.uid() != me.as_raw()
+            && !me.is_root()
+        {
+            let why = format!("{} belongs to another user (uid {})", path.display(), there.uid());
+            return Err(CallError::Refused(why));
         }
-        return match (reply.remove("ok"), reply.get("error")) {
-            (Some(Value::Bool(true)), _) => Ok(reply),
-            (_, Some(Value::String(why))) => Err(CallError::Refused(why.clone())),
-            _ => Err(CallError::Broken("a reply says neither yes nor no".to_owned())),
-        };
+        // Not std's connect: that of a machine that is stopped, with many waiting already, would wait without limit.
+        let stream = mio::net::UnixStream::connect(path).map_err(|e| match e.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => CallError::NotRunning(path.to_owned()),
+            _ => e.into(),
+        })?;
+        let stream = UnixStream::from(stream);
+        stream.set_nonblocking(false)?;
+        let mut lines = Lines { input: BufReader::new(stream), end: limit.map(|l| Instant::now() + l) };
+        let hello = lines.next()?;
+        if hello.get("version") != Some(&Value::from(VERSION)) {
+            // A server with no room for a client says so in place of a greeting.
+            let error = hello.get("error").and_then(Value::as_str).map(str::to_owned);
+            let other =
+                || format!("the machine speaks another version of the protocol than {VERSION}: {}", Value::from(hello));
+            return Err(error.map_or_else(|| CallError::Broken(other()), CallError::Refused));
+        }
+        Ok(Calls { lines })
+    }
+
+    /// Asks, and returns the results.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub fn ask(&mut self, verb: &str, args: &Members, file: Option<&File>) -> Result<Members, CallError> {
+        let mut request = args.clone();
+        request.insert("id".to_owned(), 1.into());
+        request.insert("verb".to_owned(), verb.into());
+        let request = format!("{}\n", Value::from(request)).into_bytes();
+        let files: Vec<_> = file.map(File::as_fd).into_iter().collect();
+        let sent = broker::send(self.lines.input.get_ref().as_fd(), &request, &files)?;
+        self.lines.input.get_mut().write_all(&request[sent..])?;
+        loop {
+            let mut reply = self.lines.next()?;
+            if reply.remove("id") != Some(1.into()) {
+                continue;
+            }
+            return match (reply.remove("ok"), reply.get("error")) {
+                (Some(Value::Bool(true)), _) => Ok(reply),
+                (_, Some(Value::String(why))) => Err(CallError::Refused(why.clone())),
+                _ => Err(CallError::Broken("a reply says neither yes nor no".to_owned())),
+            };
+        }
+    }
+
+    /// The next event, after the verb `events`.
+    ///
+    /// # Errors
+    /// [`CallError`]; at the end it is `Broken`.
+    pub fn event(&mut self) -> Result<Members, CallError> {
+        loop {
+            let line = self.lines.next()?;
+            if line.contains_key("event") {
+                return Ok(line);
+            }
+        }
     }
 }
 

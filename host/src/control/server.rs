@@ -14,7 +14,7 @@ use mio::net::{UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use serde_json::Value;
 
-use super::{MAX_LINE, Members, VERSION};
+use super::{Events as Happenings, MAX_LINE, Members, VERSION};
 use crate::broker::{self, Name};
 use crate::unix;
 
@@ -51,6 +51,8 @@ pub enum Reply {
     Failed(String),
     /// The answer is what [`Server::end`] says, when it does.
     AtEnd,
+    /// It is done, and the client hears of events: from the one of this number on, or of those to come.
+    Events(Option<u64>),
 }
 
 #[derive(Default)]
@@ -60,7 +62,7 @@ struct State {
 }
 
 struct Shared {
-    waker: Waker,
+    waker: Arc<Waker>,
     state: Mutex<State>,
 }
 
@@ -72,12 +74,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens at `path`. The handler is called on the server's thread, for one request at a time; it must return once
+    /// Listens at `path`, and passes events on. The handler is called on the server's thread, for one request at a time; it must return once
     /// the server is being dropped.
     ///
     /// # Errors
     /// When another process listens there, and whatever the system says.
-    pub fn start(path: &Path, handler: impl FnMut(Request) -> Reply + Send + 'static) -> Result<Server> {
+    pub fn start(
+        path: &Path,
+        events: &Happenings,
+        handler: impl FnMut(Request) -> Reply + Send + 'static,
+    ) -> Result<Server> {
         let what = || format!("control socket {}", path.display());
         // Two that find the same stale socket must not both replace it.
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -88,9 +94,11 @@ impl Server {
         let mut listener = UnixListener::from_std(listener);
         let poll = Poll::new().with_context(what)?;
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE).with_context(what)?;
-        let waker = Waker::new(poll.registry(), WAKER).with_context(what)?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER).with_context(what)?);
+        events.wake(waker.clone());
         let shared = Arc::new(Shared { waker, state: Mutex::default() });
-        let service = Service { shared: shared.clone(), poll, listener, clients: BTreeMap::new(), next: CLIENTS };
+        let (clients, events) = (BTreeMap::new(), events.clone());
+        let service = Service { shared: shared.clone(), poll, listener, clients, next: CLIENTS, happenings: events };
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || service.work(handler))
@@ -123,6 +131,7 @@ struct Service {
     listener: UnixListener,
     clients: BTreeMap<Token, Client>,
     next: usize,
+    happenings: Happenings,
 }
 
 impl Service {
@@ -144,7 +153,7 @@ impl Service {
             if stop && last.is_none() {
                 last = Some(Instant::now() + GRACE);
                 for client in self.clients.values_mut() {
-                    client.close(ended.as_ref());
+                    client.close(ended.as_ref(), &self.happenings);
                 }
             }
             if last.is_none() && events.iter().any(|e| e.token() == LISTENER) {
@@ -155,7 +164,8 @@ impl Service {
                     client.deaf = true;
                 }
             }
-            self.clients.retain(|_, client| client.turn(&mut handler, ended.as_ref()));
+            let events = &self.happenings;
+            self.clients.retain(|_, client| client.turn(&mut handler, ended.as_ref(), events));
             if last.is_some_and(|end| self.clients.is_empty() || Instant::now() >= end) {
                 return;
             }
@@ -221,6 +231,8 @@ struct Client {
     output: Vec<u8>,
     /// The ids of requests that are answered when the machine ends.
     waits: Vec<u64>,
+    /// The number of the next event that it hears of, if it wants to.
+    events: Option<u64>,
 }
 
 impl Client {
@@ -237,11 +249,17 @@ impl Client {
             deaf: false,
             output,
             waits: Vec::new(),
+            events: None,
         }
     }
 
     /// Does all that can be done now. False when the client is finished.
-    fn turn(&mut self, handler: &mut impl FnMut(Request) -> Reply, ended: Option<&Members>) -> bool {
+    fn turn(
+        &mut self,
+        handler: &mut impl FnMut(Request) -> Reply,
+        ended: Option<&Members>,
+        events: &Happenings,
+    ) -> bool {
         if let Some(results) = ended {
             self.output.extend(self.waits.drain(..).flat_map(|id| success(id, results)));
         }
@@ -251,10 +269,13 @@ impl Client {
             if self.output.len() > MAX_UNREAD {
                 return true;
             }
+            if self.hear(events) {
+                continue;
+            }
             if let Some(request) = self.next_line() {
-                self.answer(&request, handler, ended);
+                self.answer(&request, handler, ended, events);
             } else if self.at_end {
-                let done = self.output.is_empty() && self.waits.is_empty();
+                let done = self.output.is_empty() && self.waits.is_empty() && self.events.is_none();
                 return !(self.deaf || done);
             } else if !self.receive() {
                 return true;
@@ -262,8 +283,18 @@ impl Client {
         }
     }
 
+    /// Puts the next event into its output. False when there is none.
+    fn hear(&mut self, events: &Happenings) -> bool {
+        let Some((next, event)) = self.events.and_then(|seq| events.get(seq)) else { return false };
+        self.events = Some(next);
+        self.output.extend(line(event));
+        true
+    }
+
     /// The server is about to end: no more requests.
-    fn close(&mut self, ended: Option<&Members>) {
+    fn close(&mut self, ended: Option<&Members>, events: &Happenings) {
+        while self.output.len() <= MAX_UNREAD && self.hear(events) {}
+        self.events = None;
         if ended.is_none() {
             self.output.extend(self.waits.drain(..).flat_map(|id| failure(Some(id), "the machine is gone")));
         }
@@ -325,12 +356,25 @@ impl Client {
         }
     }
 
-    fn answer(&mut self, text: &[u8], handler: &mut impl FnMut(Request) -> Reply, ended: Option<&Members>) {
+    fn answer(
+        &mut self,
+        text: &[u8],
+        handler: &mut impl FnMut(Request) -> Reply,
+        ended: Option<&Members>,
+        events: &Happenings,
+    ) {
         let reply = match parse(text) {
             Err((id, why)) => failure(id, &why),
             Ok((id, request)) => match (handler(Request { file: self.file.take(), ..request }), ended) {
                 (Reply::Done(results), _) => success(id, &results),
                 (Reply::Failed(why), _) => failure(Some(id), &why),
+                (Reply::Events(since), _) => {
+                    let next = since.unwrap_or(events.next());
+                    self.events = Some(next);
+                    let mut results = Members::new();
+                    results.insert("seq".to_owned(), next.into());
+                    success(id, &results)
+                }
                 (Reply::AtEnd, Some(results)) => success(id, results),
                 (Reply::AtEnd, None) if self.waits.len() < MAX_WAITS => {
                     self.waits.push(id);

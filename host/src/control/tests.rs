@@ -22,7 +22,7 @@ fn members(value: Value) -> Members {
 /// A server that echoes arguments, and the verbs that it was asked.
 fn server(path: &Path) -> (Server, Receiver<String>) {
     let (tx, asked) = channel();
-    let server = Server::start(path, move |request| {
+    let server = Server::start(path, &Events::default(), move |request| {
         let _ = tx.send(request.verb.clone());
         match request.verb.as_str() {
             "echo" => Reply::Done(request.args.clone()),
@@ -274,7 +274,7 @@ fn a_live_socket_is_refused_and_a_stale_one_replaced() {
     let dir = Dir::new();
     let path = dir.0.join("fw1.sock");
     let (first, _asked) = server(&path);
-    let why = match Server::start(&path, |_| Reply::AtEnd) {
+    let why = match Server::start(&path, &Events::default(), |_| Reply::AtEnd) {
         Ok(_) => panic!("two servers at one path"),
         Err(e) => format!("{e:#}"),
     };
@@ -296,7 +296,8 @@ fn nobody_replaces_a_stale_socket_while_another_may_be_at_it() {
     let other = std::fs::File::open(&dir.0).unwrap();
     other.lock().unwrap();
     let p = path.clone();
-    let starting = std::thread::spawn(move || Server::start(&p, |_| Reply::Done(Members::new())).unwrap());
+    let starting =
+        std::thread::spawn(move || Server::start(&p, &Events::default(), |_| Reply::Done(Members::new())).unwrap());
     std::thread::park_timeout(Duration::from_millis(50));
     assert!(!starting.is_finished());
     assert_eq!(path.metadata().unwrap().ino(), stale);
@@ -326,4 +327,112 @@ fn the_run_directory_is_the_users_own() {
     std::os::unix::fs::symlink(&dir.0, &link).unwrap();
     assert!(make_run_dir(&link).is_err());
     assert_eq!(socket_path(&run, "fw1"), run.join("fw1.sock"));
+}
+
+#[test]
+fn who_asks_for_events_gets_those_to_come_and_the_last_before_the_end() {
+    let dir = Dir::new();
+    let (path, events) = (dir.0.join("fw1.sock"), Events::default());
+    events.tell("before", json!({}));
+    let server = Server::start(&path, &events, |request| match request.verb.as_str() {
+        "events" => Reply::Events(request.args.get("since").and_then(Value::as_u64)),
+        _ => Reply::Done(Members::new()),
+    });
+    let server = server.unwrap();
+    let mut calls = Calls::open(&path, SOON).unwrap();
+    assert_eq!(calls.ask("events", &Members::new(), None).unwrap()["seq"], 1);
+    let mut late = Calls::open(&path, SOON).unwrap();
+    late.ask("events", &members(json!({"since": 0})), None).unwrap();
+    events.tell("reset", json!({"by": "guest"}));
+    let event = calls.event().unwrap();
+    assert_eq!((&event["event"], &event["seq"], &event["by"]), (&json!("reset"), &json!(1), &json!("guest")));
+    assert_eq!([late.event().unwrap()["event"].clone(), late.event().unwrap()["event"].clone()], ["before", "reset"]);
+    // Requests go on beside them.
+    assert!(calls.ask("x", &Members::new(), None).unwrap().is_empty());
+    events.tell("ended", json!({"status": 1}));
+    drop(server);
+    assert_eq!(calls.event().unwrap()["status"], 1);
+    assert!(matches!(calls.event(), Err(CallError::Broken(_))));
+}
+
+/// Whatever is said, each line that is no request is answered by one that says why, and the server goes on.
+#[test]
+fn nothing_that_is_said_ends_the_server_or_leaves_a_line_without_answer() {
+    let (_dir, path, _server, _asked) = served();
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = move |n: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed % n as u64) as usize
+    };
+    let words: [&[u8]; 16] = [
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b"\"id\"",
+        b"\"verb\"",
+        b":",
+        b",",
+        b"1",
+        b"\"echo\"",
+        b"\"wait\"",
+        b"null",
+        b"\xff",
+        b"\\u0000",
+        b"1e999",
+        b" ",
+    ];
+    for _ in 0..300 {
+        let mut raw = Raw::connect(&path);
+        let mut lines = 0;
+        for _ in 0..random(20) {
+            let text: Vec<u8> = match random(3) {
+                0 => (0..random(200)).map(|_| random(256) as u8).filter(|b| *b != b'\n').collect(),
+                1 => (0..random(30)).flat_map(|_| words[random(words.len())].to_vec()).collect(),
+                _ => {
+                    let mut text = br#"{"id":3,"verb":"echo","a":[1,{"b":null}],"c":"\u00e4"}"#.to_vec();
+                    let at = random(text.len());
+                    text[at] = random(256) as u8;
+                    text.retain(|b| *b != b'\n');
+                    text
+                }
+            };
+            lines += usize::from(!text.trim_ascii().is_empty());
+            raw.say(text);
+            raw.say("\n");
+        }
+        raw.say("{\"id\":77777,\"verb\":\"echo\"}\n");
+        // Requests to wait are answered later.
+        let answers = (0..=lines).map(|_| raw.line()).take_while(|line| line["id"] != 77777).count();
+        assert!(answers <= lines);
+    }
+    assert!(call(&path, "echo", &Members::new(), SOON).is_ok());
+}
+
+#[test]
+fn a_socket_of_another_user_is_refused_by_name() {
+    if nix::unistd::geteuid().is_root() {
+        // Root may ask everybody's machines.
+        return;
+    }
+    match call(Path::new("/proc/1/stat"), "status", &Members::new(), SOON) {
+        Err(CallError::Refused(why)) => assert!(why.contains("/proc/1/stat belongs to another user (uid 0)"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn sweeping_removes_dead_sockets_and_nothing_else() {
+    let dir = Dir::new();
+    let (_server, _asked) = server(&dir.0.join("live.sock"));
+    drop(UnixListener::bind(dir.0.join("dead.sock")).unwrap());
+    drop(UnixListener::bind(dir.0.join("dead.com1")).unwrap());
+    std::fs::write(dir.0.join("file.sock"), "").unwrap();
+    sweep(&dir.0).unwrap();
+    let mut left: Vec<_> = std::fs::read_dir(&dir.0).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["file.sock", "live.sock"]);
+    sweep(&dir.0.join("none")).unwrap();
 }

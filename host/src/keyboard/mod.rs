@@ -6,9 +6,11 @@
 
 mod keymap;
 mod language;
+pub(crate) mod layout;
 mod terminal;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use emu::backend::Keys;
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::part;
 
 pub use language::parse;
+pub use layout::{LAYOUTS, Layout};
 pub(crate) use terminal::Decoder;
 
 /// From one key to the next, in nanoseconds of guest time: nobody types faster, and old guests poll.
@@ -60,12 +63,19 @@ pub struct Typist {
     cell: Mutex<Weak<DeviceCell>>,
     room: Room,
     state: Mutex<State>,
+    lights: AtomicU8,
 }
 
 impl Typist {
     /// The typist of a machine, and the handle for its keyboard.
     pub fn start(machine: &Arc<Machine>, room: Room) -> (Arc<Typist>, Box<dyn Keys>) {
-        let typist = Arc::new(Typist { timer: OnceLock::new(), cell: Mutex::default(), room, state: Mutex::default() });
+        let typist = Arc::new(Typist {
+            timer: OnceLock::new(),
+            cell: Mutex::default(),
+            room,
+            state: Mutex::default(),
+            lights: AtomicU8::new(0),
+        });
         let sink: Weak<Typist> = Arc::downgrade(&typist);
         typist.timer.get_or_init(|| machine.timers.add(sink, 0));
         machine.add_part(typist.clone());
@@ -90,6 +100,11 @@ impl Typist {
     /// What still waits.
     pub fn waiting(&self) -> usize {
         self.state.lock().unwrap().queue.len()
+    }
+
+    /// The keyboard's lights: bit 0 Scroll Lock, 1 Num Lock, 2 Caps Lock.
+    pub fn lights(&self) -> u8 {
+        self.lights.load(Ordering::Relaxed)
     }
 
     /// Sets the timer for the next key.
@@ -174,6 +189,10 @@ impl Keys for Hands {
         state.ready = ready;
         self.0.arm(&state);
     }
+
+    fn lights(&mut self, lights: u8) {
+        self.0.lights.store(lights, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]
@@ -181,7 +200,7 @@ mod tests {
     use super::*;
     use emu::bench::Bench;
     use emu::{Backends, Device};
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::AtomicBool;
 
     /// A keyboard whose guest reads when it is told to.
     struct Keyboard(Box<dyn Keys>, Arc<Mutex<Vec<(u16, bool)>>>, ());

@@ -7,8 +7,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
-use emu::backend::Net;
-use emu::{DeviceCell, DeviceState, Event, Machine, ResetKind, Saved, Timer, TimerSink};
+use emu::backend::{Listener, Net};
+use emu::{DeviceState, Event, Machine, ResetKind, Saved, Timer, TimerSink};
 use serde::{Deserialize, Serialize};
 
 use crate::part;
@@ -26,7 +26,7 @@ struct State {
 pub struct Wire {
     name: String,
     timer: OnceLock<Timer>,
-    cell: Mutex<Weak<DeviceCell>>,
+    cell: Mutex<Option<Weak<dyn Listener>>>,
     state: Mutex<State>,
 }
 
@@ -69,8 +69,8 @@ impl TimerSink for Wire {
             let mut state = self.state.lock().unwrap();
             if state.full { None } else { state.queue.pop_front() }
         };
-        let cell = self.cell.lock().unwrap().clone();
-        if let Some((frame, cell)) = frame.zip(cell.upgrade()) {
+        let cell = self.cell.lock().unwrap().as_ref().and_then(Weak::upgrade);
+        if let Some((frame, cell)) = frame.zip(cell) {
             cell.event(Event::Frame(frame));
         }
         self.arm(&self.state.lock().unwrap());
@@ -101,8 +101,8 @@ struct Plug(Arc<Wire>);
 impl Net for Plug {
     fn send(&mut self, _frame: &[u8]) {}
 
-    fn attach(&mut self, to: Weak<DeviceCell>) {
-        *self.0.cell.lock().unwrap() = to;
+    fn attach(&mut self, to: Weak<dyn Listener>) {
+        *self.0.cell.lock().unwrap() = Some(to);
     }
 
     fn want(&mut self, ready: bool) {

@@ -11,7 +11,7 @@ const COLOURS: [u8; 8] = [0, 4, 2, 6, 1, 5, 3, 7];
 
 /// What the terminal shows.
 #[derive(Default)]
-pub(super) struct Canvas {
+pub(crate) struct Canvas {
     /// Nothing is known of what is there.
     fresh: bool,
     /// What it shows of the screen.
@@ -23,12 +23,12 @@ pub(super) struct Canvas {
 
 impl Canvas {
     /// The terminal shows something else.
-    pub(super) fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         *self = Canvas { fresh: true, ..Canvas::default() };
     }
 
     /// Shows a message instead of a screen.
-    pub(super) fn say(&mut self, message: &str) -> String {
+    pub(crate) fn say(&mut self, message: &str) -> String {
         if self.message.as_deref() == Some(message) {
             return String::new();
         }
@@ -38,7 +38,7 @@ impl Canvas {
 
     /// What makes the terminal, of `room` columns and lines, show the screen. Where it is too small it shows the part
     /// around the cursor.
-    pub(super) fn show(&mut self, screen: &TextScreen, room: (usize, usize)) -> String {
+    pub(crate) fn show(&mut self, screen: &TextScreen, room: (usize, usize)) -> String {
         let mut out = String::new();
         let (columns, rows) = (screen.columns.min(room.0), screen.rows.min(room.1));
         let (x, y) = screen.cursor.unwrap_or((0, 0));

@@ -6,7 +6,11 @@ mod terminal;
 
 use emu::TextScreen;
 
+pub(crate) use canvas::Canvas;
 pub use terminal::Terminal;
+
+/// What is shown of a guest that shows graphics.
+pub(crate) const NO_TEXT: &str = "The guest shows no text now; bhyve-rs screenshot takes a picture of its screen.";
 
 /// A screen of characters as lines of text, without the spaces at their ends.
 pub fn plain(screen: &TextScreen) -> String {

@@ -99,7 +99,7 @@ impl Drop for Terminal {
 fn look(screen: &DeviceCell, canvas: &mut Canvas) -> String {
     match screen.with(|device| device.display().and_then(|display| display.text())).flatten() {
         Some(text) => canvas.show(&text, terminal::size().unwrap_or(USUAL_SIZE)),
-        None => canvas.say("The guest shows no text now; bhyve-rs screenshot takes a picture of its screen."),
+        None => canvas.say(super::NO_TEXT),
     }
 }
 
@@ -116,7 +116,7 @@ fn read_keys(mut input: File, typist: &Typist, hook: &dyn Fn(crate::ConsoleComma
             match escape.feed(key) {
                 Typed::Held => {}
                 Typed::Byte(byte) => bytes.push(byte),
-                Typed::TildeAnd(byte) => bytes.extend([b'~', byte]),
+                Typed::Both(key, byte) => bytes.extend([key, byte]),
                 Typed::Command(command) => hook(command),
                 Typed::Suspend => terminal::suspend(),
                 Typed::Help => help(),

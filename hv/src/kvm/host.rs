@@ -50,14 +50,28 @@ fn refused(error: &Error) -> String {
                                 setup, or the hypervisor below, may have it turned off"
             .to_owned(),
         ErrorKind::PermissionDenied => {
-            let who = match fs::metadata("/dev/kvm").ok().and_then(|m| group(m.gid())) {
-                Some(name) => format!("become a member of the group {name} (usermod -aG {name} USER)"),
-                None => "ask its owner".to_owned(),
-            };
-            format!("no right to open /dev/kvm: {who}")
+            let node = fs::metadata("/dev/kvm").map(|m| (m.mode(), group(m.gid()))).unwrap_or_default();
+            format!("no right to open /dev/kvm: {}", remedy(node.0, node.1.as_deref()))
         }
         _ => format!("/dev/kvm: {error}"),
     }
+}
+
+/// What gives the right to open a node of this mode and group.
+fn remedy(mode: u32, group: Option<&str>) -> String {
+    const GROUP_OPENS: u32 = 0o060;
+    match group.filter(|_| mode & GROUP_OPENS == GROUP_OPENS) {
+        Some(name) => format!("become a member of the group {name} (usermod -aG {name} USER)"),
+        None => "only its owner has; as such, give it a group (chgrp kvm /dev/kvm; chmod 660 /dev/kvm)".to_owned(),
+    }
+}
+
+/// Whether a machine may have so many processors.
+pub(super) fn room(cpus: u32, most: usize) -> Result<(), String> {
+    if cpus as usize <= most {
+        return Ok(());
+    }
+    Err(format!("KVM on this host runs up to {most} processors, and cpus = {cpus} asks for more"))
 }
 
 /// The name of a group.
@@ -79,10 +93,19 @@ mod tests {
     fn who_may_not_open_it_is_told_the_group() {
         let says = refused(&Error::from(ErrorKind::PermissionDenied));
         assert!(says.starts_with("no right to open /dev/kvm: "), "{says}");
+        assert!(remedy(0o660, Some("kvm")).contains("usermod -aG kvm"));
+        assert!(remedy(0o600, Some("root")).contains("chgrp kvm"), "membership would not help");
         if fs::exists("/etc/group").is_ok_and(|there| there) {
             assert_eq!(group(0).as_deref(), Some("root"));
         }
         assert_eq!(group(u32::MAX), None);
         assert!(refused(&Error::from(ErrorKind::NotFound)).contains("no /dev/kvm"));
+    }
+
+    #[test]
+    fn more_processors_than_the_kernel_runs_are_refused_by_number() {
+        assert_eq!(room(8, 8), Ok(()));
+        let says = room(9, 8).unwrap_err();
+        assert!(says.contains("up to 8") && says.contains("cpus = 9"), "{says}");
     }
 }

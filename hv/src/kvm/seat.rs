@@ -8,6 +8,8 @@ use std::sync::Mutex;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering};
 
+use crate::stats::Counter;
+
 /// [`crate::Vm::kick`].
 pub(super) const KICK: u32 = 1;
 /// The 8259's output is up.
@@ -24,6 +26,8 @@ pub(super) const FAILED: u32 = 32;
 /// The thread that runs a processor, and the byte `immediate_exit` in the page that it shares with the kernel.
 struct Thread {
     id: i32,
+    /// Of the time for which it ran.
+    clock: libc::clockid_t,
     immediate_exit: AtomicPtr<u8>,
 }
 
@@ -34,6 +38,17 @@ pub(super) struct Seat {
     inside: AtomicBool,
     /// Locked while the byte is written: it is gone with the processor.
     thread: Mutex<Option<Thread>>,
+    /// What KVM_RUN ended for.
+    pub(super) counters: Counters,
+}
+
+/// Ends of KVM_RUN: all, for ports, for memory, and because interrupts could be taken again.
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) all: Counter,
+    pub(super) ports: Counter,
+    pub(super) memory: Counter,
+    pub(super) windows: Counter,
 }
 
 impl Seat {
@@ -58,12 +73,27 @@ impl Seat {
     }
 
     /// The calling thread runs the processor from now on, whose page has its `immediate_exit` here.
-    #[expect(unsafe_code, reason = "gettid(2)")]
+    #[expect(unsafe_code, reason = "gettid(2), and the clock of this thread")]
     pub(super) fn sit(&self, immediate_exit: *mut u8) {
         catch();
         // SAFETY: a system call without arguments.
         let id = unsafe { libc::gettid() };
-        *self.thread.lock().unwrap() = Some(Thread { id, immediate_exit: AtomicPtr::new(immediate_exit) });
+        let mut clock = 0;
+        // SAFETY: the calling thread exists, and there is room for a number. For this thread it does not fail.
+        unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut clock) };
+        *self.thread.lock().unwrap() = Some(Thread { id, clock, immediate_exit: AtomicPtr::new(immediate_exit) });
+    }
+
+    /// Nanoseconds for which the processor's thread has run.
+    #[expect(unsafe_code, reason = "clock_gettime(2)")]
+    pub(super) fn ran(&self) -> u64 {
+        let thread = self.thread.lock().unwrap();
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        if let Some(thread) = &*thread {
+            // SAFETY: there is room for a time. The clock of a thread that has ended is an error, and 0 here.
+            unsafe { libc::clock_gettime(thread.clock, &raw mut time) };
+        }
+        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
     }
 
     /// The page goes.

@@ -65,11 +65,15 @@ impl PageTables for Slots {
     }
 
     fn unmap(&self, slot: &Slot) {
-        self.log(slot, &self.ram);
         let mut n = self.numbers.lock().unwrap();
         let Some((number, old)) = n.used.remove(&slot.gpa) else { return };
         n.free.push(number);
         self.set(number, &old, 0);
+        // The slot's log goes with it, and what processors write until it is gone is in no copy taken before.
+        if old.log {
+            let first = old.ram.page();
+            (first..first + old.len / PAGE_SIZE).for_each(|page| self.ram.mark_dirty(page));
+        }
     }
 
     fn protect(&self, slot: &Slot) {

@@ -385,12 +385,32 @@ impl KvmVcpu {
         self.start_over(&regs, None)
     }
 
+    /// Takes the TSC deadline of its timer out of the kernel, which would go by a TSC that does not stand still.
+    pub(super) fn hold_deadline(&mut self) -> anyhow::Result<()> {
+        if self.model.has(cpu::Feature::TscDeadline) && self.deadline == 0 {
+            self.deadline = get_msrs(&self.page.fd, &[TSC_DEADLINE])?[0];
+            if self.deadline != 0 {
+                set_msrs(&self.page.fd, &[(TSC_DEADLINE, 0)])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives it back. The TSC goes on where it stood.
+    pub(super) fn release_deadline(&mut self) -> anyhow::Result<()> {
+        match std::mem::take(&mut self.deadline) {
+            0 => Ok(()),
+            deadline => set_msrs(&self.page.fd, &[(TSC_DEADLINE, deadline)]),
+        }
+    }
+
     fn start_over(&mut self, regs: &Regs, apic_base: Option<u64>) -> anyhow::Result<()> {
         let mut events = self.events()?;
         events.interrupt.injected = 0;
         self.set_events(&events)?;
         self.write_special(regs, apic_base)?;
         // Its timer stops with it.
+        self.deadline = 0;
         self.page.fd.set_lapic(&self.power_on.lapic).context("KVM_SET_LAPIC")?;
         let old = self.read()?;
         self.write(&old, regs)
@@ -419,7 +439,11 @@ impl KvmVcpu {
             regs: self.read()?,
             apic_base: self.sregs()?.apic_base,
             lapic: lapic.regs.iter().map(|byte| byte.cast_unsigned()).collect(),
-            tsc_deadline: get_msrs(fd, &[TSC_DEADLINE]).map_or(0, |values| values[0]),
+            // One that halted for good was not held.
+            tsc_deadline: match self.deadline {
+                0 => get_msrs(fd, &[TSC_DEADLINE]).map_or(0, |values| values[0]),
+                held => held,
+            },
             interrupt: (events.injected != 0).then_some((events.nr, events.soft != 0)),
             extended,
         })
@@ -440,11 +464,8 @@ impl KvmVcpu {
         extended[..saved.extended.len()].copy_from_slice(&saved.extended);
         self.write_xsave(&xsave)?;
         self.learn_level(&lapic)?;
-        let fd = &self.page.fd;
-        fd.set_lapic(&lapic).context("KVM_SET_LAPIC")?;
-        if saved.tsc_deadline != 0 {
-            set_msrs(fd, &[(TSC_DEADLINE, saved.tsc_deadline)])?;
-        }
+        self.page.fd.set_lapic(&lapic).context("KVM_SET_LAPIC")?;
+        self.deadline = saved.tsc_deadline;
         if let Some((vector, soft)) = saved.interrupt {
             let mut events = self.events()?;
             (events.interrupt.injected, events.interrupt.nr, events.interrupt.soft) = (1, vector, soft.into());

@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, ensure};
 use cpu::{Fault, Feature, Model, Regs};
@@ -39,6 +40,8 @@ pub(super) struct KvmVcpu {
     pub(super) tsc: Tsc,
     clock: Arc<Clock>,
     bus: CpuBus,
+    /// The deadline of its local APIC's timer in ticks of its TSC, while it is left to others; 0 for none.
+    pub(super) deadline: u64,
     /// The last exit is for an instruction that the kernel has not completed.
     incomplete: bool,
     /// Made when it is needed.
@@ -63,6 +66,7 @@ impl KvmVcpu {
             let fd = fd.with_context(|| format!("KVM makes no processor {index} (KVM_CREATE_VCPU)"))?;
             let khz = fd.get_tsc_khz().context("KVM_GET_TSC_KHZ")?;
             model.tsc_hz = u64::from(khz) * 1000;
+            shared.tsc_hz.store(model.tsc_hz, Ordering::Relaxed);
             fd.set_cpuid2(&model::cpuid(&model, index))
                 .context("KVM refuses the processor's model (KVM_SET_CPUID2)")?;
             let tsc = Tsc::of(&fd, machine.clock().clone(), khz);
@@ -75,6 +79,7 @@ impl KvmVcpu {
                 tsc,
                 clock: machine.clock().clone(),
                 bus: CpuBus::new(machine.space.clone()),
+                deadline: 0,
                 incomplete: false,
                 emulator: None,
                 dead: false,
@@ -105,6 +110,7 @@ impl KvmVcpu {
         }
         if bits & seat::KICK != 0 {
             self.seat().calm(seat::KICK);
+            self.hold_deadline()?;
             return Ok(Some(Exit::Kicked));
         }
         if bits & seat::GATHER != 0 {
@@ -164,6 +170,7 @@ impl KvmVcpu {
     #[inline]
     fn serve(&mut self, stop: Stop) -> Option<Exit> {
         self.incomplete = false;
+        self.count(&stop);
         match stop {
             Stop::Io { port, width, count, input } => {
                 self.incomplete = true;
@@ -200,6 +207,18 @@ impl KvmVcpu {
             Stop::Failed(why) => return Some(Exit::Failed(format!("kvm: {why}\n{}", self.report()))),
         }
         None
+    }
+
+    #[inline]
+    fn count(&self, stop: &Stop) {
+        let counters = &self.seat().counters;
+        counters.all.add(1);
+        match stop {
+            Stop::Io { .. } => counters.ports.add(1),
+            Stop::Mmio { .. } | Stop::Emulate => counters.memory.add(1),
+            Stop::Window => counters.windows.add(1),
+            _ => {}
+        }
     }
 
     #[inline]
@@ -291,6 +310,7 @@ impl KvmVcpu {
 
     fn go(&mut self) -> anyhow::Result<Exit> {
         self.tsc.catch_up(&self.page.fd, &self.shared.tsc).context("the TSC's offset")?;
+        self.release_deadline()?;
         self.dead = false;
         loop {
             let mut bits = self.seat().go_in();

@@ -2,19 +2,22 @@
 //!
 //! The kernel says what it decoded, but in numbers of its own, so the bytes are decoded here. A plain move takes one
 //! system call beside `VM_RUN`: a store fetches its register, a load sets it. All else is executed with the state that
-//! [`cpu::Executor::decode`] asks for, of which only what changed is set.
+//! [`cpu::Executor::decode`] asks for, of which only what changed is set; segment loads and the like with all state.
+//! There is no request for x87, MMX, SSE and AVX registers, so what moves these to or from a device ends in a report.
+//! Task switches are the same work: the kernel hands them out before they have begun.
 
 use std::io;
 
-use cpu::{CodeSize, Context, Done, Executor, Segment, Transfer};
+use cpu::{CodeSize, Context, Done, Executor, Fault, Regs, Segment, TaskSwitch, Transfer};
 use emu::PAGE_SIZE;
-use vmmapi_sys::exit::{InoutStr, InstEmul};
+use vmmapi_sys::exit::{InoutStr, InstEmul, vm_task_switch};
 use vmmapi_sys::ids::CpuMode;
-use vmmapi_sys::{Reg, VmExit};
+use vmmapi_sys::{Exit as Why, Reg, VmExit};
 
 use super::chips;
 use super::state::{self, GPRS, SEGMENTS};
 use super::vcpu::{Then, VmmVcpu};
+use crate::Exit;
 
 /// What an instruction works on beside the general registers.
 const CONTROL: [Reg; 6] = [Reg::Rflags, Reg::Cr0, Reg::Cr3, Reg::Cr4, Reg::Efer, Reg::Rip];
@@ -34,6 +37,7 @@ impl VmmVcpu {
         }
         let code = Some((emul.cs_base, size));
         match self.instruction(exit.rip, bytes, code, Some(emul.paging.cpl)) {
+            Ok((_, _, Done::Unsupported)) => self.whole(exit, bytes),
             Ok(context) => self.finish(exit, context),
             Err(e) => Then::Leave(self.failed(&format!("registers: {e}"))),
         }
@@ -41,10 +45,73 @@ impl VmmVcpu {
 
     /// An instruction that the kernel did not hand out, but failed at.
     pub(super) fn execute_here(&mut self, rip: u64) -> Then {
-        let exit = VmExit { code: 0, rip, inst_length: 0, exit: vmmapi_sys::Exit::Bogus };
+        let exit = VmExit { code: 0, rip, inst_length: 0, exit: Why::Bogus };
         match self.instruction(rip, &[], None, None) {
+            Ok((_, _, Done::Unsupported)) => self.whole(&exit, &[]),
             Ok(context) => self.finish(&exit, context),
             Err(e) => Then::Leave(self.failed(&format!("registers: {e}"))),
+        }
+    }
+
+    /// An instruction that takes all of the processor's state, as segment loads do. They are rare on devices.
+    fn whole(&mut self, exit: &VmExit, bytes: &[u8]) -> Then {
+        let mut regs = match state::get(self.vm(), self.index, exit.rip) {
+            Ok(regs) => regs,
+            Err(e) => return Then::Leave(self.failed(&format!("registers: {e}"))),
+        };
+        let done = self.executor.execute_whole(&mut regs, bytes);
+        self.finish_whole(exit, &regs, done)
+    }
+
+    /// A task switch, of which the processor has done no more than to find the new task.
+    pub(super) fn task_switch(&mut self, exit: &VmExit, switch: &vm_task_switch) -> Then {
+        let how = match switch.reason {
+            0 => TaskSwitch::Call,
+            1 => TaskSwitch::Iret,
+            2 => TaskSwitch::Jump,
+            3 => TaskSwitch::Interrupt,
+            other => return Then::Leave(self.failed(&format!("a task switch for the unknown reason {other}"))),
+        };
+        let mut regs = match state::get(self.vm(), self.index, exit.rip) {
+            Ok(regs) => regs,
+            Err(e) => return Then::Leave(self.failed(&format!("registers: {e}"))),
+        };
+        let error = (switch.errcode_valid != 0).then_some(switch.errcode);
+        let next = exit.rip.wrapping_add(exit.inst_length.into());
+        let mut done = self.executor.switch_task(&mut regs, switch.tsssel, how, error, next);
+        if let Done::Fault(Fault { error: Some(error), vector: 10..=13, .. }) = &mut done {
+            *error |= u32::from(switch.ext != 0);
+        }
+        // The interrupt has arrived, and is not to come again.
+        if done == Done::Yes
+            && how == TaskSwitch::Interrupt
+            && let Err(e) = self.vm().set_intinfo(self.index, 0)
+        {
+            return Then::Leave(self.failed(&format!("VM_SET_INTINFO: {e}")));
+        }
+        self.finish_whole(exit, &regs, done)
+    }
+
+    fn finish_whole(&mut self, exit: &VmExit, regs: &Regs, done: Done) -> Then {
+        self.next = exit.rip;
+        match done {
+            Done::Yes => {
+                let set = state::set(self.vm(), self.index, regs);
+                self.next = regs.rip;
+                self.checked(set, "registers")
+            }
+            Done::Fault(fault) => self.raise(fault),
+            Done::Shutdown => Then::Leave(Exit::TripleFault(self.report())),
+            Done::Unsupported => {
+                let what = match exit.exit {
+                    Why::InstEmul(e) => {
+                        format!("the instruction {:02x?} accesses {:#x}", &e.bytes[..e.valid.into()], e.gpa)
+                    }
+                    _ => format!("the instruction at {:#x} accesses memory that is read-only", exit.rip),
+                };
+                let why = "vmm(4) does not show the registers that it uses (x87, MMX, SSE or AVX)";
+                Then::Leave(self.failed(&format!("{what}, where it cannot be executed: {why}")))
+            }
         }
     }
 
@@ -125,15 +192,6 @@ impl VmmVcpu {
 
     /// Sets what the instruction has changed.
     fn finish(&mut self, exit: &VmExit, (before, after, done): (Context, Context, Done)) -> Then {
-        if done == Done::Unsupported {
-            let what = match exit.exit {
-                vmmapi_sys::Exit::InstEmul(e) => {
-                    format!("the instruction {:02x?} accesses {:#x}", &e.bytes[..e.valid.into()], e.gpa)
-                }
-                _ => format!("the instruction at {:#x} accesses memory that is read-only", exit.rip),
-            };
-            return Then::Leave(self.failed(&format!("{what}, where it cannot be executed")));
-        }
         let (mut regs, mut values, mut count) = ([Reg::Rax; GPRS.len() + 2], [0; GPRS.len() + 2], 0);
         let mut set = |reg, value| {
             (regs[count], values[count]) = (reg, value);

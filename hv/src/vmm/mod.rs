@@ -11,6 +11,7 @@ mod chips;
 mod emulate;
 mod memory;
 mod msr;
+mod outside;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use vmmapi_sys::{AttachError, Cap, Kernel, Lifetime, Name, Version, Vm as Kernel
 
 use self::chips::{KernelChips, KernelPorts, Messages, Pins};
 use self::memory::GuestMemory;
+pub use self::outside::Outside;
 use self::vcpu::{Mailbox, Shared, VmmVcpu};
 use crate::{Ack, Caps, Chips, Hypervisor, Vcpu, Vm, VmConfig};
 
@@ -65,12 +67,16 @@ impl Vmm {
 struct Made {
     vmm: Attached,
     name: Name,
+    /// Or stays, for others to destroy.
+    keep: bool,
 }
 
 impl Drop for Made {
     fn drop(&mut self) {
-        // It may have gone with its descriptor, or by another's hand.
-        let _ = self.vmm.destroy(&self.name);
+        if !self.keep {
+            // It may have gone with its descriptor, or by another's hand.
+            let _ = self.vmm.destroy(&self.name);
+        }
     }
 }
 
@@ -82,8 +88,11 @@ fn refused(e: &io::Error, what: &str) -> anyhow::Error {
              there (dmesg says more), or use backend = \"soft\""
         }
         Some(libc::EPERM | libc::EACCES) => {
-            "the rights are lacking: run as root, or as a user whom the nodes under /dev/vmm are open to; in a jail, \
-             set allow.vmm"
+            "the rights are lacking: run as root, have root make the machine (bhyvectl --create) and give you its node \
+             under /dev/vmm; in a jail, set allow.vmm"
+        }
+        Some(libc::ENOENT) => {
+            "its node is not to be seen: in a jail, have a devfs ruleset unhide vmmctl, vmm, vmm/*, vmm.io and vmm.io/*"
         }
         Some(libc::ENOMEM) => "there is no memory for it, or there are too many machines (sysctl hw.vmm.maxvmms)",
         Some(libc::EINVAL) => "the kernel refuses its name or size",
@@ -99,14 +108,14 @@ impl Hypervisor for Vmm {
 
     fn available(&self) -> Result<String, String> {
         let vmm = self.attach().map_err(|e| format!("{e:#}"))?;
-        // Who may not make machines may not destroy one either, and of this name there is none.
-        let nobody = Name::new("bhyve-rs nobody").map_err(|e| format!("a name {e}"))?;
-        if let Err(e) = vmm.destroy(&nobody)
-            && matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENXIO))
-        {
-            return Err(format!("{:#}", refused(&e, "vmm(4) makes no machines")));
-        }
+        refuses(&vmm, &[libc::ENXIO])?;
         Ok(format!("vmm(4) of kernel {}, up to {} processors a machine", vmm.osreldate(), vmm.max_cpus()))
+    }
+
+    // Who may make no machines may still be given the node of one.
+    fn worthwhile(&self) -> Result<(), String> {
+        let vmm = self.attach().map_err(|e| format!("{e:#}"))?;
+        refuses(&vmm, &[libc::EPERM, libc::EACCES])
     }
 
     fn create(&self, machine: &Arc<Machine>, config: &VmConfig) -> Result<Arc<dyn Vm>> {
@@ -121,23 +130,47 @@ impl Hypervisor for Vmm {
             );
         }
         let what = format!("machine {:?}", config.name);
-        let there = match vmm.create(&name, Lifetime::Descriptor) {
-            Ok(_) => false,
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => true,
-            Err(e) => return Err(refused(&e, &what)),
+        let lifetime = if config.keep { Lifetime::Destroyed } else { Lifetime::Descriptor };
+        let created = vmm.create(&name, lifetime);
+        let there = created.is_err();
+        let mut made = Made { vmm, name, keep: config.keep || there };
+        let opened = made.vmm.open(&made.name);
+        // Whoever may not make it may have been given it.
+        let vm = match (created, opened) {
+            (Ok(_), Err(e)) => return Err(refused(&e, &what)),
+            (Err(e), Err(also)) => {
+                let exists = e.raw_os_error() == Some(libc::EEXIST);
+                return Err(refused(if exists { &also } else { &e }, &what));
+            }
+            (Err(e), Ok(_)) if !matches!(e.raw_os_error(), Some(libc::EEXIST | libc::EPERM | libc::EACCES)) => {
+                return Err(refused(&e, &what));
+            }
+            (_, Ok(vm)) => Arc::new(vm),
         };
-        let vm = Arc::new(vmm.open(&name).map_err(|e| refused(&e, &what))?);
         if there {
             take_over(&vm).with_context(|| what.clone())?;
+            made.keep = config.keep;
         }
+        let vmm = &made.vmm;
         vm.limit().context("the rights of the machine's node")?;
         let intel = vmm.sysctl("vmx.initialized").is_some_and(|on| on != 0);
         tracing::debug!("vmm(4) of kernel {}, ABI of {:?}", vmm.osreldate(), vm.abi().version);
         if vm.abi().version == Version::V15 && vmm.osreldate() >= 1_700_000 {
             tracing::warn!("this kernel ({}) is newer than the vmm(4) that is known", vmm.osreldate());
         }
-        let made = Made { vmm, name };
         assemble(machine, config, vm, made, intel)
+    }
+}
+
+/// Whether the kernel refuses to have machines destroyed for one of these reasons, for which it makes none either.
+fn refuses(vmm: &Attached, reasons: &[i32]) -> Result<(), String> {
+    // Of this name there is none.
+    let nobody = Name::new("bhyve-rs nobody").map_err(|e| format!("a name {e}"))?;
+    match vmm.destroy(&nobody) {
+        Err(e) if e.raw_os_error().is_some_and(|n| reasons.contains(&n)) => {
+            Err(format!("{:#}", refused(&e, "vmm(4) makes no machines")))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -157,7 +190,10 @@ fn assemble(
     intel: bool,
 ) -> Result<Arc<dyn Vm>> {
     let cpus = config.cpus;
-    vm.set_topology(cpus as u16, 1, 1).with_context(|| format!("a topology of {cpus} processors"))?;
+    let (cores, threads) = (config.model.cores.max(1), config.model.threads.max(1));
+    let sockets = (cpus / (cores * threads)).max(1);
+    vm.set_topology(sockets as u16, cores as u16, threads as u16)
+        .with_context(|| format!("a topology of {cpus} processors"))?;
     let unrestricted = vm.capability(0, Cap::UnrestrictedGuest).is_ok();
     if !unrestricted {
         tracing::warn!("this processor cannot run real mode in a guest (no unrestricted guest): no BIOS will work");
@@ -192,6 +228,7 @@ fn assemble(
         ipi_exits,
         unrestricted,
         intel,
+        ignore_msrs: config.model.ignore_unknown_msrs,
         caller: AtomicU32::new(0),
         ended: AtomicBool::new(false),
         started: AtomicBool::new(false),
@@ -200,13 +237,15 @@ fn assemble(
     KernelPorts::add(&machine.space, &shared);
     machine.space.add_listener(listener);
     let vcpus = (0..cpus).map(|n| Box::new(VmmVcpu::new(n, &shared, machine)) as Box<dyn Vcpu>).collect();
-    Ok(Arc::new(VmmVm { shared, chips, vcpus: Mutex::new(vcpus) }))
+    Ok(Arc::new(VmmVm { shared, chips, vcpus: Mutex::new(vcpus), names: Mutex::default() }))
 }
 
 struct VmmVm {
     shared: Arc<Shared>,
     chips: Arc<KernelChips>,
     vcpus: Mutex<Vec<Box<dyn Vcpu>>>,
+    /// What the kernel's counters count, as far as anybody has asked.
+    names: Mutex<Vec<String>>,
 }
 
 impl Vm for VmmVm {
@@ -237,6 +276,17 @@ impl Vm for VmmVm {
 
     // There is no gate: bit 20 is never masked.
     fn set_a20(&self, _: bool) {}
+
+    fn stats(&self, vcpu: u32) -> Result<Vec<(String, u64)>> {
+        let values = self.shared.vm.stats(vcpu).context("VM_STATS")?;
+        let mut names = self.names.lock().unwrap();
+        // They stay as they are as long as the kernel runs.
+        while let Some(index) = (names.len() < values.len()).then_some(names.len()) {
+            let name = self.shared.vm.stat_description(index as u32).context("VM_STAT_DESC")?;
+            names.push(name.unwrap_or_else(|| format!("counter {index}")));
+        }
+        Ok(names.iter().cloned().zip(values).collect())
+    }
 
     fn kick(&self, vcpu: u32) {
         self.shared.kick(vcpu);

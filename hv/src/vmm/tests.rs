@@ -69,6 +69,10 @@ impl Kernel for Played14 {
         if path == "/dev/vmmctl" {
             return Err(io::Error::from_raw_os_error(libc::ENOENT));
         }
+        // Who may not make it was not given it either.
+        if *self.0.create.lock().unwrap() == Some(libc::EPERM) {
+            return Err(io::Error::from_raw_os_error(libc::EACCES));
+        }
         Ok(Box::new(PlayedNode(self.0.clone())))
     }
 }
@@ -219,7 +223,7 @@ fn machine() -> (Arc<Machine>, Arc<Device>) {
 }
 
 fn config(cpus: u32) -> VmConfig {
-    VmConfig { name: "tested".to_owned(), cpus, model: cpu::Model::default(), plain: false }
+    VmConfig { name: "tested".to_owned(), cpus, model: cpu::Model::default(), plain: false, keep: false }
 }
 
 impl Rig {
@@ -283,6 +287,42 @@ fn moves_take_one_request_and_set_rip_where_the_kernel_did_not_decode() {
     assert_eq!(rig.asked(), [RUN, SET_REGISTER_SET, RUN]);
     assert_eq!((rig.reg(Reg::Rip), rig.reg(Reg::Rcx)), (0x7002, 0x8586_8788));
     assert_eq!(rig.vcpus[0].regs().unwrap().rip, 0, "the last exit's");
+}
+
+#[test]
+fn a_segment_register_is_loaded_from_a_device_with_its_descriptor() {
+    const SET_DESCRIPTOR: u8 = 22;
+    // MOV ES, [EBX]: the device has the selector 8788.
+    let mut rig = Rig::new(1, &[Ok(emulate(&[0x8e, 0x03], DEVICE + 0x10, 0))]);
+    let ram = rig.machine.space.ram();
+    ram.write(emu::RamAddr(0x8788), &0x00cf_9212_3456_ffffu64.to_le_bytes());
+    assert_eq!(rig.vcpus[0].run(0), Exit::Halted);
+    assert_eq!(rig.seen(), [(0x10, 2, None)]);
+    assert_eq!((rig.reg(Reg::Es), rig.reg(Reg::Rip)), (0x8788, 0x7002));
+    let log = std::mem::take(&mut *rig.script.log.lock().unwrap());
+    let int = |arg: &[u8], at: usize| u32::from_le_bytes(arg[at..at + 4].try_into().unwrap());
+    let es = log.iter().find(|(n, arg)| *n == SET_DESCRIPTOR && int(arg, 4) == Reg::Es as u32).expect("a descriptor");
+    // Base, limit, access: the processor has set the accessed bit.
+    assert_eq!((int(&es.1, 8), int(&es.1, 16), int(&es.1, 20)), (0x12_3456, u32::MAX, 0xc093));
+    // One that is not there is a fault of the instruction.
+    let mut rig = Rig::new(1, &[Ok(emulate(&[0x8e, 0x03], DEVICE + 0x10, 2))]);
+    rig.vcpus[0].run(0);
+    let log = std::mem::take(&mut *rig.script.log.lock().unwrap());
+    let args: Vec<u8> = [0i32, 13, 0x8788, 1, 1].iter().flat_map(|n| n.to_le_bytes()).collect();
+    assert!(log.contains(&(INJECT_EXCEPTION, args)), "#GP(8788)");
+}
+
+#[test]
+fn breakpoints_and_debug_exceptions_are_the_guests_own() {
+    // INT3 of a byte, of which the kernel has kept the length back; then a step.
+    let mut rig = Rig::new(1, &[Ok(exit(23, 0, 0x7000, &1i32.to_le_bytes())), Ok(exit(25, 0, 0x7000, &[0; 40]))]);
+    assert_eq!(rig.vcpus[0].run(0), Exit::Halted);
+    assert_eq!(rig.reg(Reg::EntryInstLength), 1);
+    let log = std::mem::take(&mut *rig.script.log.lock().unwrap());
+    let injected: Vec<_> = log.iter().filter(|(n, _)| *n == INJECT_EXCEPTION).map(|(_, arg)| arg).collect();
+    // Traps: without an error code, and the instruction is not begun again.
+    let args = |vector: i32| [0, vector, 0, 0, 0].iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
+    assert_eq!(injected, [&args(3), &args(1)]);
 }
 
 #[test]

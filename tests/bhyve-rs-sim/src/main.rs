@@ -1,7 +1,7 @@
 //! bhyve-rs over the simulated vmm.ko, as the back end `vmm-sim`; for tests, never for users.
 //!
 //! `BHYVE_RS_SIM` names the kernel: 13.1, 13, 14 (the default) or 15; words behind a comma take something away from the
-//! host (`14,no-vt`). `BHYVE_RS_SIM_REPORT` names a file for counts of requests and exits.
+//! host (`14,no-vt`) or make a VM that the user is given (`14,given=NAME,no-root`). `BHYVE_RS_SIM_REPORT` names a file for counts of requests and exits.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -45,10 +45,13 @@ fn kernel() -> Arc<Sim> {
             "no-vt" => sim.lack(Lack::Virtualization),
             "no-unrestricted" => sim.lack(Lack::UnrestrictedGuest),
             "no-rights" => sim.lack(Lack::Rights),
+            "no-root" => sim.lack(Lack::Root),
             "jail" => sim.lack(Lack::Jail),
+            "no-nodes" => sim.lack(Lack::Nodes),
             "no-destroy-on-close" => sim.lack(Lack::DestroyOnClose),
             "no-bogus" => sim.no_bogus(),
             "verbose" => sim.verbose(),
+            given if given.starts_with("given=") => sim.made_by_root(&given["given=".len()..]),
             other => panic!("BHYVE_RS_SIM does not know {other}"),
         }
     }

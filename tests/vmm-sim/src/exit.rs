@@ -17,8 +17,10 @@ pub(crate) const INST_EMUL: i32 = 9;
 pub(crate) const SPINUP_AP: i32 = 10;
 pub(crate) const SUSPENDED: i32 = 14;
 pub(crate) const INOUT_STR: i32 = 15;
+pub(crate) const TASK_SWITCH: i32 = 16;
 pub(crate) const REQIDLE: i32 = 20;
 pub(crate) const DEBUG: i32 = 21;
+pub(crate) const BPT: i32 = 23;
 pub(crate) const IPI: i32 = 24;
 
 /// The names of exit codes, for counts.
@@ -34,8 +36,10 @@ pub(crate) fn name(code: i32) -> &'static str {
         SPINUP_AP => "SPINUP_AP",
         SUSPENDED => "SUSPENDED",
         INOUT_STR => "INOUT_STR",
+        TASK_SWITCH => "TASK_SWITCH",
         REQIDLE => "REQIDLE",
         DEBUG => "DEBUG",
+        BPT => "BPT",
         IPI => "IPI",
         _ => "another",
     }

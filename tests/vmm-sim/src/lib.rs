@@ -8,7 +8,7 @@
 //! ends the process with a message, unless the test wants to look at it ([`Sim::record`]). And it does what kernels do
 //! only now and then: VM_RUN ends for no reason, what is not set holds garbage, numbers that are private are nonsense.
 //!
-//! What it does not have: passthrough, snapshots, task switch and debugger exits, PAUSE exits, AMD's peculiarities.
+//! What it does not have: passthrough, snapshots, the debugger exits of AMD's processors, PAUSE exits.
 
 mod chips;
 mod codes;
@@ -54,8 +54,12 @@ pub enum Lack {
     UnrestrictedGuest,
     /// The user may not open the nodes.
     Rights,
+    /// The user is not root, but has the nodes of VMs that there are.
+    Root,
     /// The user is in a jail without allow.vmm.
     Jail,
+    /// The user is in a jail whose devfs hides the nodes.
+    Nodes,
     /// VMs are not destroyed with the descriptor that made them.
     DestroyOnClose,
 }
@@ -107,6 +111,14 @@ impl Sim {
         self.lacks.lock().unwrap().contains(&what)
     }
 
+    /// Root makes a VM, before the user comes.
+    ///
+    /// # Panics
+    /// When that cannot be.
+    pub fn made_by_root(&self, name: &str) {
+        self.create(name).expect("a VM");
+    }
+
     /// Broken rules are written down instead of ending the process.
     pub fn record(&self) {
         self.rules.set_record();
@@ -125,6 +137,11 @@ impl Sim {
     /// VM_RUN does not end without a reason.
     pub fn no_bogus(&self) {
         self.rules.set_no_bogus();
+    }
+
+    /// Every other VM_RUN fails with EINTR.
+    pub fn interrupts(&self) {
+        self.rules.set_interrupts();
     }
 
     /// How long VM_SUSPEND waits for the last vCPU before that is a broken rule.
@@ -218,7 +235,7 @@ impl Kernel for Sim {
         if !self.loaded.load(Ordering::Relaxed) {
             return Err(errno(libc::ENOENT));
         }
-        if self.lacks(Lack::Rights) {
+        if self.lacks(Lack::Rights) || self.lacks(Lack::Root) {
             return Err(errno(libc::EPERM));
         }
         let vm = std::str::from_utf8(value).map_err(|_| errno(libc::EINVAL))?;
@@ -240,7 +257,7 @@ impl Kernel for Sim {
         if name != "vmm" || self.lacks(Lack::Module) {
             return Err(errno(libc::ENOENT));
         }
-        if self.lacks(Lack::Rights) {
+        if self.lacks(Lack::Rights) || self.lacks(Lack::Root) {
             return Err(errno(libc::EPERM));
         }
         self.loaded.store(true, Ordering::Relaxed);

@@ -128,6 +128,11 @@ impl Memory {
         self.mappings.iter().find(|m| m.gpa <= gpa && gpa < m.gpa + m.len)
     }
 
+    /// Bytes of all segments.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.segments.iter().map(|s| s.len).sum()
+    }
+
     /// VM_REINIT takes device memory out of the map; the segments stay.
     pub(crate) fn reinit(&mut self) {
         while let Some(n) = self.mappings.iter().position(|m| self.is_device(m.segid)) {

@@ -23,11 +23,17 @@ const DESTROY_ON_CLOSE: u32 = 1;
 pub(crate) fn open(sim: &Arc<Sim>, path: &str, access: Access) -> Res<Box<dyn Node>> {
     let named = |name: &str| sim.vms.lock().unwrap().get(name).cloned().ok_or(libc::ENOENT);
     let rights = || if sim.lacks(Lack::Rights) { Err(libc::EACCES) } else { Ok(()) };
+    if sim.lacks(Lack::Nodes) {
+        return Err(libc::ENOENT);
+    }
     if path == "/dev/vmmctl" {
         if sim.version != Version::V15 {
             return Err(libc::ENOENT);
         }
         rights()?;
+        if sim.lacks(Lack::Root) {
+            return Err(libc::EACCES);
+        }
         if sim.lacks(Lack::Jail) || access != Access::ReadWrite {
             return Err(libc::EPERM);
         }

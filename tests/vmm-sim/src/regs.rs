@@ -12,6 +12,7 @@ pub(crate) fn general(id: i32) -> Option<u8> {
 }
 
 pub(crate) const RIP: i32 = 20;
+pub(crate) const ENTRY_INST_LENGTH: i32 = 44;
 
 fn segment(r: &mut Regs, id: i32) -> Option<&mut Segment> {
     Some(match id {

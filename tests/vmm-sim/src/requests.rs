@@ -299,7 +299,7 @@ impl Vm {
         self.with(n, |core| match id {
             regs::RIP => Ok(core.cpu.rip()),
             48 => Ok(u64::from(core.cpu.lapic().tpr())),
-            44 => Ok(core.next.wrapping_sub(core.cpu.rip())),
+            regs::ENTRY_INST_LENGTH => Ok(core.next.wrapping_sub(core.cpu.rip())),
             _ => match regs::general(id) {
                 Some(g) => Ok(core.cpu.gpr(g)),
                 None => regs::get(&mut core.cpu.regs(), id).ok_or(libc::EINVAL),
@@ -314,6 +314,10 @@ impl Vm {
             if id == regs::RIP {
                 core.cpu.set_rip(value);
                 core.next = value;
+                return Ok(());
+            }
+            if id == regs::ENTRY_INST_LENGTH {
+                core.entry_length = value;
                 return Ok(());
             }
             if let Some(g) = regs::general(id) {
@@ -448,6 +452,7 @@ impl Vm {
         }
         let info = b.u64(8);
         if info & VALID == 0 {
+            self.with(n, |core| core.debts.taken_back());
             return Ok(());
         }
         let (vector, kind) = (info as u8, info >> 8 & 7);
@@ -494,7 +499,13 @@ impl Vm {
             if !(0..STATISTICS as i32).contains(&index) {
                 return Err(libc::EINVAL);
             }
-            let name = if index == 0 { "total number of vm exits".to_owned() } else { format!("statistic {index}") };
+            // The names that tools read, the first, and room for the rest of what the kernels have.
+            let name = match index {
+                0 => "total number of vm exits".to_owned(),
+                1 => "Resident memory".to_owned(),
+                2 => "vcpu total runtime".to_owned(),
+                _ => format!("statistic {index}"),
+            };
             let mut field = [0; 128];
             field[..name.len()].copy_from_slice(name.as_bytes());
             b.put(4, &field);
@@ -508,7 +519,13 @@ impl Vm {
         let runs = self.cores[n].try_lock().ok().and_then(|c| c.as_ref().map(|c| c.runs)).unwrap_or(0);
         b.put_u32(count_at, count as u32);
         for k in 0..count {
-            b.put_u64(values_at + 8 * k, if first + k == 0 { runs } else { 0 });
+            let value = match first + k {
+                0 => runs,
+                1 => self.memory.lock().unwrap().bytes(),
+                2 => runs * 1000,
+                _ => 0,
+            };
+            b.put_u64(values_at + 8 * k, value);
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ pub(crate) struct Rules {
     /// Broken rules are only written down.
     record: AtomicBool,
     no_bogus: AtomicBool,
+    interrupts: AtomicBool,
     restricted: AtomicBool,
     requests: Mutex<BTreeMap<&'static str, u64>>,
     exits: Mutex<BTreeMap<&'static str, u64>>,
@@ -69,6 +70,15 @@ impl Rules {
 
     pub(crate) fn bogus(&self) -> bool {
         !self.no_bogus.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_interrupts(&self) {
+        self.interrupts.store(true, Ordering::Relaxed);
+    }
+
+    /// VM_RUN fails with EINTR now and then.
+    pub(crate) fn interrupts(&self) -> bool {
+        self.interrupts.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_restricted(&self) {

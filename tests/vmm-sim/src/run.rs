@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cpu::Intercept;
+use cpu::{Intercept, TaskSwitch};
 
 use crate::exit::{self, Image};
 use crate::regs::Paging;
@@ -20,8 +20,10 @@ const BOGUS_IN: u64 = 211;
 pub(crate) const HALT_EXIT: u32 = 0;
 pub(crate) const MTRAP_EXIT: u32 = 1;
 pub(crate) const UNRESTRICTED_GUEST: u32 = 3;
+pub(crate) const BPT_EXIT: u32 = 5;
 pub(crate) const IPI_EXIT: u32 = 8;
 const HALT: u32 = 3;
+const BREAKPOINT: u8 = 3;
 const TRIPLE_FAULT: u32 = 4;
 
 /// Blocks signals while a thread is in VM_RUN, so that those that come are seen there.
@@ -63,6 +65,22 @@ impl Drop for Signals {
     }
 }
 
+/// What is wrong with string I/O at a port of the kernel's, if its index has moved: the vCPU alone reaches the port.
+fn string_undone(core: &mut Core) -> Option<String> {
+    let (port, register, index) = core.string?;
+    if core.debts.was_injected() {
+        core.string = None;
+        return None;
+    }
+    if core.cpu.gpr(register) == index {
+        return None;
+    }
+    core.string = None;
+    let last = core.cpu.bus().exits().last();
+    let reached = last.is_some_and(|e| matches!(e.kind, "in" | "out") && e.addr == u64::from(port));
+    (!reached).then(|| format!("string I/O at the kernel's port {port:#x}, which nobody has reached: it was made up"))
+}
+
 impl Vm {
     /// VM_RUN of a vCPU.
     pub(crate) fn run(&self, id: i32) -> Res<Image> {
@@ -99,6 +117,10 @@ impl Vm {
         let mut slot = self.cores[n].lock().unwrap();
         let core = slot.as_mut().ok_or(libc::EINVAL)?;
         core.runs += 1;
+        if self.rules.interrupts() && core.runs.is_multiple_of(2) && self.world().held >> n & 1 == 0 {
+            core.debts.refused();
+            return Err(libc::EINTR);
+        }
         let (held, starts_at, capabilities) = {
             let mut w = self.world();
             let held = w.held;
@@ -116,6 +138,9 @@ impl Vm {
         if let Some(undone) = core.debts.unpaid(core.cpu.gpr(1), held) {
             self.rules.broken(&undone);
         }
+        if let Some(undone) = string_undone(core) {
+            self.rules.broken(&undone);
+        }
         if core.debts.is_new() && held >> n & 1 == 0 {
             self.check_start(n, core, capabilities);
         }
@@ -123,12 +148,24 @@ impl Vm {
             self.check_sipi(n, core, page);
         }
         core.cpu.set_rip(core.next);
+        core.cpu.leave_breakpoints(capabilities >> BPT_EXIT & 1 != 0);
         if let Some(fault) = core.pending.take() {
+            if fault.vector == BREAKPOINT {
+                // What is saved is the address behind the instruction.
+                if core.entry_length == 0 {
+                    self.rules.broken("an INT3 is injected without its length: the VM entry fails");
+                }
+                core.cpu.set_rip(core.next.wrapping_add(std::mem::take(&mut core.entry_length)));
+            }
             let regs = cpu::Regs { exception: Some(fault), halted: false, ..core.cpu.regs() };
             load(&mut core.cpu, &regs);
         }
         let spurious = self.rules.bogus() && self.dice().is_multiple_of(BOGUS_IN);
-        let image = self.enter(n, core, &signals, spurious);
+        // What was injected may have met a task gate.
+        let image = match core.cpu.take_intercept() {
+            Some(access) => self.intercepted(core, access),
+            None => self.enter(n, core, &signals, spurious),
+        };
         if let Ok(image) = &image {
             core.debts.exited(image);
             let len = u32::from_le_bytes([image.bytes[4], image.bytes[5], image.bytes[6], image.bytes[7]]);
@@ -308,7 +345,11 @@ impl Vm {
                 let flags = u16::from(width) | u16::from(!out) << 3 | 1 << 4 | u16::from(p.rep) << 5;
                 let segment = if out { p.segment.unwrap_or(25) } else { 22 };
                 let (base, limit, access) = crate::regs::get_descriptor(&mut regs, segment).ok_or(libc::EINVAL)?;
-                let index = regs.gpr[if out { 6 } else { 7 }];
+                let number = if out { 6 } else { 7 };
+                let index = regs.gpr[usize::from(number)];
+                if crate::chips::port_width(port).is_some() {
+                    core.string = Some((port, number, index));
+                }
                 let count = if p.rep { regs.gpr[1] } else { 1 };
                 Ok(Image::new(exit::INOUT_STR, rip, len)
                     .with(0, &flags.to_le_bytes())
@@ -333,6 +374,25 @@ impl Vm {
                 let image = Image::new(code, rip, len).with(0, &msr.to_le_bytes());
                 Ok(if write { image.with(8, &value.to_le_bytes()) } else { image })
             }
+            Intercept::Task { selector, how, error, next } => {
+                let len = next.wrapping_sub(rip) as u32;
+                let reason = match how {
+                    TaskSwitch::Call => 0,
+                    TaskSwitch::Iret => 1,
+                    TaskSwitch::Jump => 2,
+                    TaskSwitch::Interrupt => 3,
+                };
+                // An interrupt or exception, not INT n.
+                let outside = reason == 3 && len == 0;
+                Ok(Image::new(exit::TASK_SWITCH, rip, len)
+                    .with(0, &selector.to_le_bytes())
+                    .with(4, &i32::from(outside).to_le_bytes())
+                    .with(8, &error.unwrap_or(0).to_le_bytes())
+                    .with(12, &i32::from(error.is_some()).to_le_bytes())
+                    .with(16, &i32::to_le_bytes(reason))
+                    .with(24, &paging.bytes()))
+            }
+            Intercept::Breakpoint(len) => Ok(Image::new(exit::BPT, rip, 0).with(0, &i32::from(len).to_le_bytes())),
             Intercept::Fetch { gpa } => {
                 const EPT_VIOLATION: u32 = 48;
                 let image = Image::new(exit::VMX, rip, 0).with(0, &[0; 24]);

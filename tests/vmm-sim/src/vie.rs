@@ -162,6 +162,19 @@ pub(crate) fn decode(bytes: &[u8], mode: i32, d32: bool) -> Option<usize> {
     (at <= bytes.len()).then_some(at)
 }
 
+/// The general register that MOV and MOVZX load from memory.
+pub(crate) fn loads(bytes: &[u8], long: bool) -> Option<u8> {
+    let p = prefixes(bytes, long);
+    let (op, modrm) = match bytes[p.count..] {
+        [0x0f, op @ (0xb6 | 0xb7), modrm, ..] => (op, modrm),
+        [op @ (0x8a | 0x8b), modrm, ..] => (op, modrm),
+        _ => return None,
+    };
+    let reg = modrm >> 3 & 7 | (p.rex & 4) << 1;
+    // AH, CH, DH and BH.
+    Some(if op == 0x8a && p.rex == 0 { reg & 3 } else { reg })
+}
+
 /// The vie of an exit: the bytes, how many the kernel decoded, and fields with numbers of its own.
 pub(crate) fn image(bytes: &[u8], decoded: Option<usize>, last_register: i32) -> [u8; SIZE] {
     // The numbering of what was decoded is the kernel's and differs by build: here it means nothing.

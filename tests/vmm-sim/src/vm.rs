@@ -66,6 +66,10 @@ pub(crate) struct Core {
     pub(crate) next: u64,
     /// An exception that waits to be delivered.
     pub(crate) pending: Option<Fault>,
+    /// The length of the INT3 that is injected.
+    pub(crate) entry_length: u64,
+    /// String I/O at a port of the kernel's: the port, and the index register and what it was.
+    pub(crate) string: Option<(u16, u8, u64)>,
     /// VM_RUNs, for the exits that come by themselves.
     pub(crate) runs: u64,
     pub(crate) debts: Debts,
@@ -203,7 +207,7 @@ impl Vm {
         let regs = cpu::Regs { wait_sipi: false, ..cpu.regs() };
         load(&mut cpu, &regs);
         let next = cpu.rip();
-        Core { cpu, next, pending: None, runs: 0, debts: Debts::default() }
+        Core { cpu, next, pending: None, entry_length: 0, string: None, runs: 0, debts: Debts::default() }
     }
 
     /// Does something with a vCPU that is locked.

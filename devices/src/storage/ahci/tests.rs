@@ -2,7 +2,8 @@ use emu::bench::{Bench, BenchDisk};
 use emu::{Backends, DeviceCell, DeviceState, Event, Params, ResetKind, Unit};
 use std::sync::Arc;
 
-use super::AHCI;
+use super::{AHCI, make};
+use crate::storage::sata::name;
 use crate::storage::tests::pattern;
 
 /// Where firmware puts the registers.
@@ -616,4 +617,17 @@ fn a_saved_queue_goes_on_in_another_machine() {
     let bench = Bench::new();
     let cell = bench.plug(&AHCI, &Params::default(), Backends::default());
     assert!(cell.load(saved).is_err(), "a machine with other drives is another machine");
+}
+
+#[test]
+fn drives_that_share_a_controller_have_names_of_their_own() {
+    let of_all = Params::new([("ser", "A"), ("product", "M"), ("nmrr", "7200")]);
+    let usual = |n: usize| make(&of_all, n, false, 5, 0);
+    assert_eq!((usual(0).serial, usual(0).model), (name("A", 20), name("M", 40)));
+    assert_eq!((usual(2).serial, usual(2).model), (name("BRS05002", 20), name("M", 40)), "one serial number for one");
+    let mut each = of_all.clone();
+    [("2.ser", "C"), ("2.product", ""), ("2.nmrr", "1")].iter().for_each(|(key, value)| each.set(key, value));
+    let third = make(&each, 2, false, 5, 0);
+    assert_eq!((third.serial, third.rotation), (name("C", 20), 1));
+    assert_eq!(third.model, name("bhyve-rs HARDDISK", 40), "what is said of the first is not of it");
 }

@@ -53,7 +53,7 @@ pub struct Rig {
     pub bench: Bench,
     pub cell: Arc<DeviceCell>,
     pub via: Via,
-    pub rings: [Ring; 4],
+    pub rings: [Ring; 8],
     pub features: u64,
 }
 

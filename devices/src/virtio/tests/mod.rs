@@ -1,6 +1,7 @@
 //! A driver for the devices, of either age, and what it finds.
 
 mod blk;
+mod console;
 mod driver;
 mod net;
 mod racing;

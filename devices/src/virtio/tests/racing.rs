@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
+use crate::net::offload::tests::sample;
+use emu::backend::Offload;
 use emu::bench::{Bench, Rng, fuzz_cases};
 use emu::{DeviceState, Event};
 
@@ -91,6 +93,11 @@ fn step(r: &mut Rig, rng: &mut Rng) -> u64 {
             }
         }
         14 if rng.one_in(2) => r.cell.event(Event::Frame(vec![0xff; rng.below(3000)])),
+        14 if rng.one_in(2) => {
+            let checksum = rng.one_in(2).then(|| (rng.value() as u16, rng.value() as u16));
+            let rest = Offload { checksum, mss: rng.value() as u16 };
+            r.cell.event(Event::Partial(sample(rng.one_in(2), true, 0, rng.below(3000)), rest));
+        }
         14 => r.settle(),
         _ => {
             if rng.one_in(4) {

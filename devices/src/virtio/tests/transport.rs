@@ -416,3 +416,16 @@ fn requests_under_way_are_saved_and_answered_in_another_machine() {
     let (four, _) = disk_rig(WAYS[0], &[]);
     assert!(other.cell.load(four.cell.save()).is_err());
 }
+
+#[test]
+fn a_device_hands_its_doorbells_over_when_it_is_told_to() {
+    for via in WAYS {
+        for (settings, handed) in [(&[][..], false), (&[("ioeventfd", "true")], true)] {
+            let (mut r, _) = disk_rig(via, settings);
+            r.negotiate(EVENT_IDX);
+            let map = r.bench.machine.space.map();
+            assert!(!map.doorbells().is_empty());
+            assert!(map.doorbells().iter().all(|d| d.handoff == handed), "{via:?}");
+        }
+    }
+}
