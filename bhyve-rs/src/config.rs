@@ -152,6 +152,7 @@ pub fn check(draft: &Draft) -> Result<Node, Errors> {
         }
     }
     errors.extend(vnc_errors(&node));
+    errors.extend(pins(&node).err().map(|e| *e));
     errors.extend(processor::model(&node).err().unwrap_or_default());
     if errors.is_empty() { Ok(node) } else { Err(Errors::sorted(errors)) }
 }
@@ -206,11 +207,12 @@ pub fn spec(node: &Node, start: Start, plain: bool) -> Result<Spec> {
     let instruction_clock = node.text("clock") == "instructions";
     let seed = seed(node);
     let later = if seed == 0 { 0 } else { emu::derive(seed, "rtc") % START_RANGE };
+    let board = board::kind(node);
     Ok(Spec {
         name: node.text("name").to_owned(),
         cpus: node.int("cpus") as u32,
         memory: node.size("memory").next_multiple_of(4096),
-        board: board::kind(node),
+        board,
         model: processor::model(node).map_err(Errors)?,
         plain,
         instruction_clock,
@@ -229,8 +231,56 @@ pub fn spec(node: &Node, start: Start, plain: bool) -> Result<Spec> {
         stay: false,
         back_off: false,
         keep: false,
+        pins: pins(node).map_err(|e| Errors(vec![*e]))?,
+        strictio: node.child("cpu").bool("strictio"),
+        fw_cfg: fw_cfg(node, board)?,
         start,
     })
+}
+
+/// The pairs of `cpu.pin`, ranges taken apart.
+fn pins(node: &Node) -> Result<Vec<(u32, usize)>, Box<Error>> {
+    let cpu = node.child("cpu");
+    let parse = |pin: &str| {
+        let (vcpu, host) = pin.split_once(':')?;
+        let (first, last) = host.split_once('-').unwrap_or((host, host));
+        let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        let vcpu: u32 = vcpu.trim().parse().ok()?;
+        let good = i64::from(vcpu) < node.int("cpus") && first <= last && last < hv::HOST_CPUS;
+        good.then(|| (first..=last).map(move |host| (vcpu, host)))
+    };
+    let mut pairs = Vec::new();
+    for pin in cpu.words("pin") {
+        let allowed = || {
+            let (last, hosts) = (node.int("cpus") - 1, hv::HOST_CPUS - 1);
+            format!("VCPU:HOST or VCPU:FIRST-LAST, with VCPU from 0 to {last} and host processors up to {hosts}")
+        };
+        let wrong = || Box::new(cpu.error("pin", Problem::new(format!("{pin:?} pins nothing")).allowed(allowed())));
+        pairs.extend(parse(pin).ok_or_else(wrong)?);
+    }
+    Ok(pairs)
+}
+
+/// The files that fw_cfg has beside the machine's own, if the machine has it.
+fn fw_cfg(node: &Node, board: &board::Kind) -> Result<Option<Vec<(String, Vec<u8>)>>> {
+    let given = node.children("fwcfg");
+    let asked = node.child("lpc").text("fwcfg") == "qemu" || !given.is_empty();
+    if !board.fw_cfg && !asked {
+        return Ok(None);
+    }
+    let mut items = Vec::new();
+    // bhyve's firmware looks for it; the boards that QEMU has as well have QEMU's items alone.
+    if !board.fw_cfg {
+        items.push(("opt/bhyve/hw.ncpu".to_owned(), (node.int("cpus") as u32).to_le_bytes().to_vec()));
+    }
+    for item in given {
+        let data = match item.is_given("file") {
+            true => std::fs::read(item.path("file")).with_context(|| item.path("file").display().to_string())?,
+            false => item.maybe::<&str>("string").unwrap_or_default().as_bytes().to_vec(),
+        };
+        items.push((item.text("name").to_owned(), data));
+    }
+    Ok(Some(items))
 }
 
 /// The directories that images may be inserted from.

@@ -30,6 +30,7 @@ mod screenshot;
 mod script;
 mod state;
 mod stop;
+mod strict;
 mod switch;
 mod tell;
 mod visit;

@@ -121,7 +121,8 @@ pub fn files(
     // Each firmware puts the power management block elsewhere before it reads the tables.
     let (pci, platform, pm) = (machine.pci.clone(), platform.clone(), Bdf::new(board.isa_bridge, 3));
     let tables = move || {
-        let base = pci.read(pm, 0x40, 2) as u16 & 0xffc0;
+        // bhyve's board has no such function, and its block stays.
+        let base = pci.function(pm).map_or(0, |pm| pm.read(0x40, 2) as u16 & 0xffc0);
         let mut platform = platform.clone();
         if let Some(pm) = platform.pm.as_mut().filter(|_| base != 0) {
             pm.gpe0 = pm.gpe0.map(|(port, len)| (port.wrapping_sub(pm.base).wrapping_add(base), len));

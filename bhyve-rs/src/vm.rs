@@ -34,6 +34,7 @@ use crate::processor::LOW_LIMIT;
 use crate::rom::{self, Firmware};
 use crate::state::Paused;
 use crate::stop::{Method, Policy, Stopping};
+use crate::strict;
 use crate::watch::Watch;
 
 /// The control register of the power management block, and its bit that says whether the guest has taken over ACPI.
@@ -108,6 +109,12 @@ pub struct Spec {
     pub back_off: bool,
     /// The hypervisor keeps the machine when the run has ended, for others to destroy.
     pub keep: bool,
+    /// Pairs of a processor and one of the host's that runs it; without any for it all do.
+    pub pins: Vec<(u32, usize)>,
+    /// An access to a port that no device has ends the machine.
+    pub strictio: bool,
+    /// The files that fw_cfg has for the guest, if it is there.
+    pub fw_cfg: Option<Vec<(String, Vec<u8>)>>,
     /// What runs first.
     pub start: Start,
 }
@@ -280,6 +287,8 @@ pub struct Instance {
     start: Started,
     tables: Vec<boot::Piece>,
     a20: Arc<AtomicBool>,
+    /// Whether the next access to a port that no device has ends the machine.
+    strict: Option<Arc<AtomicBool>>,
     ram: RamAddr,
     low: u64,
     shape: String,
@@ -384,6 +393,9 @@ impl Instance {
             spec.board.name
         );
         let mut items = board::fw_cfg_items(&parts)?;
+        for (n, (name, data)) in spec.fw_cfg.iter().flatten().enumerate() {
+            items.file(name, data.clone()).map_err(|e| anyhow::anyhow!("fwcfg.{n}: {e}"))?;
+        }
         let boot_order = match &spec.start {
             Start::Firmware(firmware) => plan.boot_order(&firmware.order),
             _ => Vec::new(),
@@ -419,6 +431,7 @@ impl Instance {
         let chips = vm.chips();
         let mut platform = board::platform(spec.board, chips.as_deref(), spec.cpus, &spec.model, low, ports, spec.uuid);
         platform.floppy = floppy;
+        platform.fw_cfg = spec.fw_cfg.is_some();
         platform.mptable = spec.mptable;
         board::rename(&mut platform.identity, &spec.strings);
         if !spec.acpi {
@@ -440,7 +453,7 @@ impl Instance {
             }
             Start::Firmware(firmware) => {
                 rom::plug(firmware, &machine, spec.board)?;
-                if spec.board.fw_cfg {
+                if spec.fw_cfg.is_some() {
                     rom::files(&mut items, &machine, &platform, &map, &boot_order, spec.board)?;
                 }
                 Started::Firmware
@@ -453,11 +466,11 @@ impl Instance {
                 Started::Bios(bios)
             }
         };
-        if spec.board.fw_cfg {
+        if spec.fw_cfg.is_some() {
             board::fw_cfg(&machine, items)?;
         }
 
-        let told = tx.clone();
+        let (tell, told) = (tx.clone(), tx.clone());
         let runner = Runner::new(vm.clone(), machine.clone(), move |outcome| send(&told, Message::Outcome(outcome)))?;
         let pause = runner.pauser();
         let a20 = Arc::new(AtomicBool::new(true));
@@ -472,6 +485,14 @@ impl Instance {
                 pause();
                 send(&tx, Message::System(event));
             }
+        });
+        runner.pin(&spec.pins).context("cpu.pin: this process may use none of these host processors")?;
+        let strict = spec.strictio.then(|| {
+            let pause = runner.pauser();
+            strict::attach(&machine.space, move |what| {
+                pause();
+                send(&tell, Message::Outcome(Outcome::Failed(what)));
+            })
         });
         let gate = Gate::new();
         let io = IoThread::start_on(&io, &machine.timers, &gate)?;
@@ -488,6 +509,7 @@ impl Instance {
             start,
             tables: pieces,
             a20,
+            strict,
             ram: block.start,
             low,
             shape,
@@ -647,11 +669,15 @@ impl Instance {
                 Message::System(SystemEvent::PowerOff) => return (Some(Ended::PowerOff), None),
                 Message::System(SystemEvent::Bios(service)) => {
                     self.halt();
+                    let was_strict = self.strict.as_ref().is_some_and(|strict| strict.swap(false, Ordering::Relaxed));
                     if let Started::Bios(bios) = &self.start
                         && let Err(e) =
                             bios.serve(&self.machine, &self.runner, service, self.a20.load(Ordering::Relaxed))
                     {
                         return (Some(Ended::Error), Some(format!("{e:#}")));
+                    }
+                    if let Some(strict) = self.strict.as_ref().filter(|_| was_strict) {
+                        strict.store(true, Ordering::Relaxed);
                     }
                     if !paused {
                         self.go();

@@ -52,8 +52,8 @@ pub static MACHINE: Section = Section {
         ),
     ],
     sections: &[
-        BOOT, DISK, CD, FLOPPY, NIC, DEVICE, SERIAL, CPU, ACPI, SCREEN, RTC, LPC, SMBIOS, HOST, QUIRKS, SANDBOX, STOP,
-        AUTOSTART, VARS, BHYVE,
+        BOOT, DISK, CD, FLOPPY, NIC, DEVICE, SERIAL, CPU, ACPI, SCREEN, RTC, LPC, FWCFG, SMBIOS, HOST, QUIRKS, SANDBOX,
+        STOP, AUTOSTART, VARS, BHYVE,
     ],
     rules: &[
         Rule::Required("name"),
@@ -278,6 +278,13 @@ const CPU: Section = Section {
         key("sockets", Kind::Int { min: 1, max: 32 }, None, "packages; by default all processors are in one"),
         key("cores", Kind::Int { min: 1, max: 32 }, None, "cores in each"),
         key("threads", Kind::Int { min: 1, max: 32 }, None, "threads in each core"),
+        key(
+            "pin",
+            Kind::List(&Kind::Text),
+            None,
+            "host processors that run a virtual one, 0:2 or 0:4-7; by default all run any",
+        ),
+        key("strictio", Kind::Bool, Some("false"), "an access to a port that no device has ends the machine"),
         key("strictmsr", Kind::Bool, Some("true"), "an unknown MSR raises #GP; else it reads as 0"),
     ],
     ..Section::EMPTY
@@ -342,7 +349,28 @@ const RTC: Section = Section {
 const LPC: Section = Section {
     name: "lpc",
     help: "the bridge to the ISA bus of the board bhyve",
-    keys: &[key("slot", Kind::Int { min: 1, max: 31 }, Some("31"), "its PCI slot")],
+    keys: &[
+        key("slot", Kind::Int { min: 1, max: 31 }, Some("31"), "its PCI slot"),
+        key(
+            "fwcfg",
+            Kind::Choice(&["none", "qemu"]),
+            Some("none"),
+            "whether firmware and guest find QEMU's configuration device; where there are items, they do",
+        ),
+    ],
+    ..Section::EMPTY
+};
+
+const FWCFG: Section = Section {
+    name: "fwcfg",
+    help: "an item of QEMU's firmware configuration device",
+    shape: Shape::Array { max: 64 },
+    keys: &[
+        key("name", Kind::Text, None, "its file name; those of users begin with opt/"),
+        key("string", Kind::Text, None, "what is in it"),
+        key("file", READABLE, None, "file that is in it"),
+    ],
+    rules: &[Rule::Required("name"), Rule::Exclusive(&["string", "file"])],
     ..Section::EMPTY
 };
 

@@ -19,6 +19,7 @@
 //! [`cpu::Regs`] is the state of a processor in every back end's terms. What a back end cannot reach of it, it says by
 //! the name of the field ([`Vcpu::lacks`]).
 
+mod affinity;
 #[cfg(test)]
 mod conformance;
 #[cfg(target_os = "linux")]
@@ -38,6 +39,7 @@ use emu::{IrqSink, Machine, MsiSink};
 use serde_json::Value;
 
 #[cfg(target_os = "linux")]
+pub use affinity::CPUS as HOST_CPUS;
 pub use kvm::Kvm;
 pub use lacking::Lacking;
 pub use memory::{MemoryMap, PageTables, Slot};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use emu::Machine;
 use serde::{Deserialize, Serialize};
 
-use crate::{Exit, Vcpu, Vm};
+use crate::{Exit, Vcpu, Vm, affinity};
 
 /// Instructions that a processor runs before the next one on the same thread has its turn.
 const SLICE: u64 = 20_000;
@@ -160,6 +160,23 @@ impl Runner {
         }
         self.shared.machine.clock().pause();
         self.shared.vm.hear();
+    }
+
+    /// Keeps the threads of processors on host processors: pairs of ours and theirs, below [`crate::HOST_CPUS`]. A
+    /// thread that runs several goes by what is said of any of them.
+    ///
+    /// # Errors
+    /// When this process may use none of them.
+    pub fn pin(&self, pins: &[(u32, usize)]) -> std::io::Result<()> {
+        let alone = self.threads.len() == self.cpus as usize;
+        for (n, thread) in self.threads.iter().enumerate() {
+            let of_thread = |&&(vcpu, _): &&(u32, usize)| !alone || vcpu as usize == n;
+            let mut cpus = pins.iter().filter(of_thread).map(|(_, cpu)| *cpu).peekable();
+            if cpus.peek().is_some() {
+                affinity::pin(thread, cpus)?;
+            }
+        }
+        Ok(())
     }
 
     /// A way to order a pause from any thread, a processor's own included, without waiting for it: each processor stops

@@ -203,12 +203,17 @@ impl Run {
         self.text()
     }
 
+    /// The number of its process.
+    pub fn pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
     /// Sends SIGTERM.
     ///
     /// # Panics
     /// When there is no kill(1).
     pub fn terminate(&self) {
-        let pid = self.child.0.id().to_string();
+        let pid = self.pid().to_string();
         let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill(1)");
         assert!(sent.success());
     }

@@ -107,6 +107,8 @@ enum Then {
     Button,
     /// Waits for ever, and hears nothing.
     Deaf,
+    /// Reads a port that no device has, and powers off.
+    Pokes,
 }
 
 fn sector(then: Then) -> Vec<u8> {
@@ -128,6 +130,10 @@ fn sector(then: Then) -> Vec<u8> {
         Then::Button => {
             // CLI, so that RIP is never the timer's handler in the BIOS; IN AX, PM1_STS until bit 8.
             code.extend([0xfa, 0xba, 0x00, 0x04, 0xed, 0xf6, 0xc4, 0x01, 0x74, 0xfa]);
+            code.extend(power_off);
+        }
+        Then::Pokes => {
+            code.extend([0xba, 0x34, 0x12, 0xed]);
             code.extend(power_off);
         }
         Then::Deaf => code.extend([0xf4, 0xeb, 0xfd]),
@@ -258,6 +264,23 @@ fn what_cannot_run_is_refused_in_a_line() {
 }
 
 #[test]
+fn only_if_asked_a_port_that_is_not_there_ends_the_guest() {
+    for backend in backends() {
+        let place = Place::new("strict", backend);
+        let ended = place.bhyve("lax", &sector(Then::Pokes), BIOS).wait();
+        assert_eq!(ended.status, 1, "{backend:?}: {}", ended.stderr);
+        let ended = place.bhyve("strict", &sector(Then::Pokes), &format!("-e {BIOS}")).wait();
+        let told = ended.stderr.contains("a read of 2 bytes at port 0x1234");
+        assert_eq!(
+            (ended.status, ended.console.contains("up"), told),
+            (4, true, true),
+            "{backend:?}: {}",
+            ended.stderr
+        );
+    }
+}
+
+#[test]
 fn a_loader_comes_first_where_there_is_no_boot_rom() {
     let place = Place::new("loader", Backend::Soft);
     let disk = place.disk("two", &sector(Then::PowerOff));
@@ -361,6 +384,47 @@ fn linux_reaches_the_host_over_a_tap_interface() {
     machine.send("poweroff -f\n");
     let ended = machine.wait();
     assert_eq!(ended.status, 1, "{}", ended.stderr);
+}
+
+#[test]
+fn linux_meets_what_less_common_flags_ask_for() {
+    let (Some(kernel), Some(initrd)) = (guest("linux-amd64/vmlinuz"), guest("initramfs-amd64.cpio")) else { return };
+    let place = Place::new("flags", Backend::Soft);
+    std::fs::create_dir(place.scratch.path("grub")).expect("a directory");
+    place.scratch.write("grub/grub.cfg", &format!("linux {kernel} console=ttyS0 end=shell\ninitrd {initrd}\n"));
+    let loaded = place.run("grub-bhyve", &format!("-r host -d {} -M 256 lx", place.scratch.path("grub")));
+    assert_eq!(loaded.status, 0, "{}", loaded.stderr);
+    let disk = place.scratch.path("disk.img");
+    std::fs::write(&disk, vec![b'd'; 1 << 20]).expect("an image");
+    let file = place.scratch.write("item", "of a file");
+    let words = format!(
+        "-c 1 -m 256M -AHPW -p 0:0 -l fwcfg,qemu -f opt/test/a,string=of-the-line -f opt/test/b,file={file} \
+         -s 0,hostbridge -s 31,lpc -s 4,virtio-blk,{disk} -l com1,stdio lx"
+    );
+    let mut machine = Run::of(place.tool("bhyve", &words), SOON);
+    machine.expect("guest# ");
+    let status = std::fs::read_dir(format!("/proc/{}/task", machine.pid())).expect("its threads");
+    let allowed = status.flatten().filter_map(|task| {
+        let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+        let line = |key: &str| status.lines().find_map(|l| l.strip_prefix(key)).map(|l| l.trim().to_owned());
+        line("Name:")?.starts_with("vcpu").then(|| line("Cpus_allowed_list:"))?
+    });
+    assert_eq!(allowed.collect::<Vec<_>>(), ["0"]);
+    machine.send(
+        "modprobe virtio_pci; modprobe virtio_blk; modprobe qemu_fw_cfg; until [ -b /dev/vda ]; do usleep 100000; done; \
+         tr -d d </dev/vda | wc -c; cd /sys/firmware/qemu_fw_cfg/by_name/opt; cat test/a/raw; echo; cat test/b/raw; echo; \
+         hexdump -v -e '1/1 \"%02x\"' bhyve/hw.ncpu/raw; echo; grep virtio /proc/interrupts; echo do''ne\n",
+    );
+    machine.expect("done");
+    machine.send("poweroff -f\n");
+    let ended = machine.wait();
+    assert_eq!(ended.status, 1, "{}", ended.stderr);
+    let lines: Vec<&str> = ended.console.lines().map(str::trim).collect();
+    for line in ["0", "of-the-line", "of a file", "01000000"] {
+        assert!(lines.contains(&line), "{line}: {}", ended.console);
+    }
+    let interrupts: Vec<&&str> = lines.iter().filter(|line| line.contains("PCI-MSI")).collect();
+    assert!(interrupts.len() == 1 && interrupts[0].ends_with("virtio0"), "{interrupts:?}");
 }
 
 /// The host's end of a line, to which `bhyve` listens.

@@ -121,12 +121,15 @@ pub fn to_machine(from: &Config) -> Result<Draft, Errors> {
     out.copy_bool("memory.guest_in_core", "host.core");
     out.copy_bool("x86.mptable", "acpi.mptable");
     out.copy_bool("x86.strictmsr", "cpu.strictmsr");
+    out.copy_bool("x86.strictio", "cpu.strictio");
     // Unlike ours, bhyve's clock shows local time if nothing is said.
     match out.boolean("rtc.use_localtime") {
         Some((local, origin)) => out.set("rtc.use_localtime", if local { "true" } else { "false" }, &origin),
         None => out.set("rtc.use_localtime", "true", &ours),
     }
     topology(&mut out);
+    pins(&mut out);
+    items(&mut out);
     for section in ["bios", "system", "board", "chassis"] {
         for name in from.names(section) {
             out.copy(&format!("{section}.{name}"), &format!("smbios.{section}.{name}"));
@@ -196,6 +199,42 @@ fn topology(out: &mut Out) {
     if all > 1 {
         for (key, n) in [("sockets", sockets), ("cores", cores), ("threads", threads)] {
             out.set(&format!("cpu.{key}"), &n.to_string(), &origin);
+        }
+    }
+}
+
+/// Which processors of the host run ours. bhyve takes no notice of what is said of processors that there are not.
+fn pins(out: &mut Out) {
+    let cpus = out.draft.tree().text("cpus").and_then(|n| n.parse().ok()).unwrap_or(1u64);
+    let mut pins = Vec::new();
+    let mut origin = None;
+    for vcpu in out.from.names("vcpu") {
+        if vcpu.parse::<u64>().is_ok_and(|n| n < cpus)
+            && let Some((set, from)) = out.take(&format!("vcpu.{vcpu}.cpuset"))
+        {
+            pins.extend(set.split(',').map(|part| format!("{vcpu}:{part}")));
+            origin = Some(from);
+        }
+    }
+    if let Some(origin) = origin {
+        out.set("cpu.pin", &pins.join(","), &origin);
+    }
+}
+
+/// What is in fw_cfg.
+fn items(out: &mut Out) {
+    for (n, item) in out.from.names("fwcfg").iter().enumerate() {
+        for name in ["name", "string", "file"] {
+            out.copy(&format!("fwcfg.{item}.{name}"), &format!("fwcfg.{n}.{name}"));
+        }
+    }
+    // Said of the device or of the bridge that has it.
+    let bridges = out.from.names("pci.0").into_iter().map(|slot| format!("pci.0.{slot}.0.fwcfg"));
+    for key in ["lpc.fwcfg".to_owned()].into_iter().chain(bridges) {
+        if out.from.text(&key).ok().flatten().as_deref() == Some("qemu") {
+            out.copy(&key, "lpc.fwcfg");
+            // Where it was said is told by no key of ours.
+            out.keep(&key);
         }
     }
 }
@@ -277,6 +316,9 @@ fn device(out: &mut Out, counts: &mut Counts, at: &str) {
         if let Some((_, origin)) = out.take(&key("device")) {
             out.set(&format!("{element}.model"), model, &origin);
             out.set(&format!("{element}.slot"), &slot, &origin);
+            if model.starts_with("virtio-") && out.from.bool("virtio_msix", true).is_ok_and(|msix| !msix) {
+                out.set(&format!("{element}.msix"), "false", &origin);
+            }
         }
     };
     let known = MODELS.iter().find(|known| known.name == model);
@@ -538,7 +580,6 @@ pub fn lacking(tree: &Tree) -> Vec<Error> {
             ["tpm", "type"] => "there is no TPM".to_owned(),
             ["gdb", "port"] if text != "0" => "there is no debug server in this version".to_owned(),
             ["domains", n, "size" | "cpus"] if n != "0" => "there are no NUMA domains".to_owned(),
-            ["x86", "strictio"] if text == "true" => "no access to a port ends a machine".to_owned(),
             _ => continue,
         };
         errors.push(Error::new(&origin, key.clone(), Problem::new(why)));
@@ -573,7 +614,8 @@ pub fn from_machine(tree: &Tree, node: &Node) -> Result<(Config, Errors), Errors
         return Err(wrong("board", "bhyve(8) has no such board", "bhyve"));
     }
     let plan = plan::sketch(node).map_err(|e| wrong("board", &format!("{e:#}"), "bhyve"))?;
-    let mut said = Said { node, config: Config::new(), used: BTreeSet::new() };
+    let msix = tree.text("bhyve.virtio_msix") != Some("false");
+    let mut said = Said { node, config: Config::new(), used: BTreeSet::new(), msix };
     for (ours, theirs) in SAME {
         said.copy(ours, theirs);
     }
@@ -601,6 +643,25 @@ pub fn from_machine(tree: &Tree, node: &Node) -> Result<(Config, Errors), Errors
     for (n, serial) in node.children("serial").iter().filter(|serial| plan::is_com(serial)).enumerate() {
         said.serial(&format!("lpc.com{}", n + 1), serial);
     }
+    for item in node.children("fwcfg") {
+        for (name, value) in item.settings().filter(|(name, _)| item.is_given(name)) {
+            let key = format!("fwcfg.{}.{name}", item.index());
+            said.set(&key, &value.to_string());
+            said.used.insert(key);
+        }
+    }
+    if node.child("lpc").text("fwcfg") == "qemu" {
+        said.set("lpc.fwcfg", "qemu");
+    }
+    said.used.insert("lpc.fwcfg".to_owned());
+    for pin in node.child("cpu").words("pin") {
+        if let Some((vcpu, cpus)) = pin.split_once(':') {
+            let key = format!("vcpu.{vcpu}.cpuset");
+            let before = said.config.text(&key).ok().flatten().map_or(String::new(), |before| before + ",");
+            said.set(&key, &(before + cpus));
+        }
+    }
+    said.used.insert("cpu.pin".to_owned());
     for (model, bdf, keys) in plan.places() {
         let at = format!("pci.0.{}.{}", bdf.dev, bdf.func);
         let base = if model.starts_with("ahci") { "ahci" } else { model };
@@ -628,7 +689,7 @@ pub fn from_machine(tree: &Tree, node: &Node) -> Result<(Config, Errors), Errors
 }
 
 /// Keys that mean the same, ours first.
-const SAME: [(&str, &str); 13] = [
+const SAME: [(&str, &str); 14] = [
     ("name", "name"),
     ("cpus", "cpus"),
     ("memory", "memory.size"),
@@ -637,6 +698,7 @@ const SAME: [(&str, &str); 13] = [
     ("host.core", "memory.guest_in_core"),
     ("acpi.mptable", "x86.mptable"),
     ("cpu.strictmsr", "x86.strictmsr"),
+    ("cpu.strictio", "x86.strictio"),
     ("cpu.sockets", "sockets"),
     ("cpu.cores", "cores"),
     ("cpu.threads", "threads"),
@@ -650,6 +712,8 @@ struct Said<'a> {
     config: Config,
     /// Keys of ours that were said.
     used: BTreeSet<String>,
+    /// Whether all of virtio is to use MSI-X.
+    msix: bool,
 }
 
 impl Said<'_> {
@@ -730,6 +794,8 @@ impl Said<'_> {
             .collect();
         for (name, value) in given {
             let theirs: &[(&str, &str)] = match (kind, name, value.as_str()) {
+                // It is said of all at once, and kept as it was said.
+                (_, "msix", "false") if !self.msix => &[],
                 (_, "model" | "slot" | "unit", _) | ("serial", "backend" | "path" | "address", _) => continue,
                 ("serial", "port", _) => &[("name", &value)],
                 ("disk", "readonly", _) => &[("ro", &value)],
@@ -803,11 +869,9 @@ pub fn without_effect(tree: &Tree) -> Vec<String> {
             // A disc is read-only, and a network's kind is told by its name.
             ["pci", _, _, _, .., "device" | "bootindex" | "ro" | "type" | "rfb" | "tcp"] => false,
             ["keyboard", "layout"] => keyboard(&text).is_none(),
-            ["pci", _, _, _, "fwcfg"] => text == "qemu",
-            ["pci", _, _, _, ..] | ["vcpu" | "keyboard" | "fwcfg", ..] => true,
-            ["virtio_msix"] => text == "false",
+            ["pci", _, _, _, "fwcfg"] => false,
+            ["pci", _, _, _, ..] | ["keyboard", ..] => true,
             ["monitor"] | ["x86", "x2apic"] | ["lpc", "pc-testdev"] => text == "true",
-            ["lpc", "fwcfg"] => text == "qemu",
             _ => false,
         };
         if tells {

@@ -12,7 +12,7 @@ use emu::backend::{Completion, DiskOp, DiskRequest};
 use emu::{Class, DiskPort, Event, Model, Param, ParamKind, Params, Slot};
 use serde::{Deserialize, Serialize};
 
-use super::pci::{Core, Function, IOEVENTFD, Kind, VERSION, VirtioPci};
+use super::pci::{Core, Function, IOEVENTFD, Kind, MSIX, VERSION, VirtioPci};
 use super::queue::Chain;
 
 /// The model.
@@ -23,6 +23,7 @@ pub static MODEL: Model = Model {
     keys: &[
         VERSION,
         IOEVENTFD,
+        MSIX,
         Param {
             name: "ser",
             kind: ParamKind::Text,

@@ -9,7 +9,7 @@ use emu::backend::Chardev;
 use emu::{Class, Event, Model, Params, Slot};
 use serde::{Deserialize, Serialize};
 
-use super::pci::{Core, Function, IOEVENTFD, Kind, VERSION, VirtioPci};
+use super::pci::{Core, Function, IOEVENTFD, Kind, MSIX, VERSION, VirtioPci};
 use super::queue::Chain;
 
 /// The model. The port of number N is called as `N.port` says, and is at that character backend.
@@ -17,7 +17,7 @@ pub static MODEL: Model = Model {
     name: "virtio-console",
     summary: "virtio console ports, for guest agents",
     class: Class::Lines { most: MAX_PORTS },
-    keys: &[VERSION, IOEVENTFD],
+    keys: &[VERSION, IOEVENTFD, MSIX],
     create,
 };
 

@@ -15,8 +15,8 @@
 use std::sync::Arc;
 
 use emu::{
-    BarKind, Device, DmaMem, Event, IrqLine, Msix, Param, ParamKind, Params, PciFunction, PciIds, Pin, ResetKind, Slot,
-    State, Timer, Widths,
+    BarKind, Device, DmaMem, Event, IrqLine, Msi, Msix, Param, ParamKind, Params, PciFunction, PciIds, Pin, ResetKind,
+    Slot, State, Timer, Widths,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -94,6 +94,14 @@ pub(crate) const IOEVENTFD: Param = Param {
     kind: ParamKind::Bool,
     default: "false",
     help: "on KVM, another thread serves the queues while the processor goes on",
+};
+
+/// Another one: bhyve(8)'s `-W`.
+pub(crate) const MSIX: Param = Param {
+    name: "msix",
+    kind: ParamKind::Bool,
+    default: "true",
+    help: "interrupts by MSI-X, a message for each queue; false: one MSI message for all",
 };
 
 /// Another one.
@@ -197,13 +205,29 @@ impl Registers {
     }
 }
 
+/// How a driver may have its interrupts but by INTx.
+enum Messages {
+    Msix(Msix),
+    Msi(Msi),
+}
+
+impl Messages {
+    /// The table of MSI-X, if that is what there is.
+    fn msix(&self) -> Option<&Msix> {
+        match self {
+            Messages::Msix(msix) => Some(msix),
+            Messages::Msi(_) => None,
+        }
+    }
+}
+
 /// What a [`Function`] may use.
 pub(crate) struct Core {
     r: Registers,
     offered: u64,
     dma: DmaMem,
     pci: Arc<PciFunction>,
-    msix: Msix,
+    messages: Messages,
     intx: Arc<IrqLine>,
     timer: Arc<Timer>,
     chain: Chain,
@@ -323,14 +347,17 @@ impl Core {
     }
 
     fn interrupt(&mut self, cause: u8, vector: u16) {
-        if self.msix.enabled() {
-            if vector != NO_VECTOR {
-                self.msix.send(vector);
+        match &self.messages {
+            Messages::Msix(msix) if msix.enabled() => {
+                if vector != NO_VECTOR {
+                    msix.send(vector);
+                }
+                return;
             }
-        } else {
-            self.r.isr |= cause;
-            self.intx.set(true);
+            Messages::Msi(msi) if msi.enabled() => msi.send(0),
+            _ => self.intx.set(true),
         }
+        self.r.isr |= cause;
     }
 
     fn take_isr(&mut self) -> u8 {
@@ -379,8 +406,12 @@ impl<F: Function> VirtioPci<F> {
         let intx = slot.intx(Pin::A);
         let timer = slot.timer(0);
         let dma = slot.dma();
-        slot.bar(1, BarKind::Mem32, 0x1000, TABLE, Widths::QWORD);
-        let msix = slot.msix(queues as u16 + 1, 1, 0);
+        let messages = if params.get(MSIX.name).is_none() || params.flag(MSIX.name) {
+            slot.bar(1, BarKind::Mem32, 0x1000, TABLE, Widths::QWORD);
+            Messages::Msix(slot.msix(queues as u16 + 1, 1, 0))
+        } else {
+            Messages::Msi(slot.msi(1))
+        };
         let mut offered = INDIRECT_DESC | EVENT_IDX | function.features();
         if version != Version::Modern {
             let len = (legacy::HEADER + kind.config).next_power_of_two() as u64;
@@ -397,7 +428,8 @@ impl<F: Function> VirtioPci<F> {
             window = Some(capabilities(&pci, kind, queues));
             offered |= VERSION_1;
         }
-        let core = Core { r: Registers::new(queues), offered, dma, pci, msix, intx, timer, chain: Chain::default() };
+        let core =
+            Core { r: Registers::new(queues), offered, dma, pci, messages, intx, timer, chain: Chain::default() };
         Ok(Box::new(VirtioPci { core, function, config: kind.config, window }))
     }
 
@@ -453,7 +485,7 @@ impl<F: Function> VirtioPci<F> {
 
     /// Where the device's own registers start among the legacy ones.
     fn legacy_header(&self) -> u64 {
-        if self.core.msix.enabled() { legacy::HEADER as u64 } else { legacy::CONFIG_VECTOR }
+        if self.core.messages.msix().is_some_and(Msix::enabled) { legacy::HEADER as u64 } else { legacy::CONFIG_VECTOR }
     }
 
     fn legacy_read(&mut self, offset: u64, width: u8) -> u64 {
@@ -681,7 +713,7 @@ impl<F: Function> Device for VirtioPci<F> {
     fn read(&mut self, region: u32, offset: u64, width: u8) -> u64 {
         match region {
             LEGACY => self.legacy_read(offset, width),
-            TABLE => self.core.msix.read(offset, width),
+            TABLE => self.core.messages.msix().map_or(u64::MAX, |msix| msix.read(offset, width)),
             _ => self.modern_read(offset, width),
         }
     }
@@ -689,7 +721,7 @@ impl<F: Function> Device for VirtioPci<F> {
     fn write(&mut self, region: u32, offset: u64, width: u8, value: u64) {
         match region {
             LEGACY => self.legacy_write(offset, width, value),
-            TABLE => self.core.msix.write(offset, width, value),
+            TABLE => _ = self.core.messages.msix().map(|msix| msix.write(offset, width, value)),
             _ => self.modern_write(offset, width, value),
         }
     }
@@ -715,7 +747,10 @@ impl<F: Function> Device for VirtioPci<F> {
     }
 
     fn config_write(&mut self, offset: u16, width: u8) {
-        self.core.msix.unmasked();
+        match &self.core.messages {
+            Messages::Msix(msix) => msix.unmasked(),
+            Messages::Msi(msi) => msi.config_written(),
+        }
         let (from, to) = (usize::from(offset), usize::from(offset) + usize::from(width));
         if let (Some(at), Some((offset, width))) = (self.window, self.window_access())
             && from < at + 20
@@ -728,7 +763,9 @@ impl<F: Function> Device for VirtioPci<F> {
 
     fn reset(&mut self, _: ResetKind) {
         self.reset_device();
-        self.core.msix.reset();
+        if let Some(msix) = self.core.messages.msix() {
+            msix.reset();
+        }
     }
 
     fn state(&mut self) -> &mut dyn State {
@@ -747,7 +784,7 @@ struct Saved<S> {
 /// By hand: MSI-X has locks of its own, and the device behind it holds its back end beside its state.
 impl<F: Function> State for VirtioPci<F> {
     fn save(&self) -> Value {
-        let (table, pending) = self.core.msix.save();
+        let (table, pending) = self.core.messages.msix().map(Msix::save).unwrap_or_default();
         Saved { registers: self.core.r.clone(), table, pending, function: self.function.save() }.save()
     }
 
@@ -758,7 +795,9 @@ impl<F: Function> State for VirtioPci<F> {
             return Err("it has other queues".to_owned());
         }
         self.function.load(saved.function)?;
-        self.core.msix.load(&saved.table, &saved.pending);
+        if let Some(msix) = self.core.messages.msix() {
+            msix.load(&saved.table, &saved.pending);
+        }
         self.core.r = saved.registers;
         Ok(())
     }

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use emu::{Class, Event, Model, Params, Random, Slot};
 
-use super::pci::{Core, Function, IOEVENTFD, Kind, VERSION, VirtioPci};
+use super::pci::{Core, Function, IOEVENTFD, Kind, MSIX, VERSION, VirtioPci};
 
 /// The model.
 pub static MODEL: Model = Model {
     name: "virtio-rnd",
     summary: "virtio source of random numbers",
     class: Class::Other,
-    keys: &[VERSION, IOEVENTFD],
+    keys: &[VERSION, IOEVENTFD, MSIX],
     create,
 };
 

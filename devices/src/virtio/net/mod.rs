@@ -18,7 +18,7 @@ use emu::{Class, Event, Model, Param, ParamKind, Params, Slot};
 use serde::{Deserialize, Serialize};
 
 use self::filter::Filter;
-use super::pci::{Core, Function, IOEVENTFD, Kind, VERSION, VERSION_1, VirtioPci};
+use super::pci::{Core, Function, IOEVENTFD, Kind, MSIX, VERSION, VERSION_1, VirtioPci};
 use super::queue::Chain;
 use crate::net::offload::{self, Packet};
 use crate::net::{self, MAC, Mac};
@@ -31,6 +31,7 @@ pub static MODEL: Model = Model {
     keys: &[
         VERSION,
         IOEVENTFD,
+        MSIX,
         MAC,
         Param {
             name: "mtu",

@@ -292,12 +292,18 @@ impl Rig {
         isr
     }
 
-    /// Turns MSI-X on, vector `n` of all sending data `n`.
-    pub fn use_msix(&mut self, vectors: u16) {
+    /// Where a capability is, if there is one.
+    pub fn capability(&mut self, id: u32) -> Option<u16> {
         let mut at = self.bench.config_read(0x34, 1) as u16;
-        while self.bench.config_read(at, 1) != 0x11 {
+        while at != 0 && self.bench.config_read(at, 1) != id {
             at = self.bench.config_read(at + 1, 1) as u16;
         }
+        (at != 0).then_some(at)
+    }
+
+    /// Turns MSI-X on, vector `n` of all sending data `n`.
+    pub fn use_msix(&mut self, vectors: u16) {
+        let at = self.capability(0x11).expect("MSI-X");
         assert_eq!(self.bench.config_read(at + 2, 2) as u16 & 0x7ff, vectors - 1);
         for n in 0..u64::from(vectors) {
             for (k, value) in [0xfee0_0000, 0, n, 0].into_iter().enumerate() {

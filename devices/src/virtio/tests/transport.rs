@@ -192,6 +192,32 @@ fn each_queue_and_the_configuration_have_messages_of_their_own() {
 }
 
 #[test]
+fn without_msi_x_one_message_is_for_all() {
+    for via in WAYS {
+        let (mut r, disk) = disk_rig(via, &[("queues", "2"), ("msix", "false")]);
+        assert_eq!(r.capability(0x11), None);
+        r.start(1 << 12, 2);
+        r.request(1, 1, FLUSH, 0, &[]);
+        r.kick(1);
+        assert_eq!((r.interrupt(), r.messages()), (1, vec![]), "until there is a message, the wire");
+        let at = r.capability(5).expect("MSI");
+        r.bench.config_write(4, 2, 7);
+        r.bench.config_write(at + 4, 4, 0xfee0_0000);
+        r.bench.config_write(at + 12, 2, 77);
+        r.bench.config_write(at + 2, 2, 1);
+        assert_eq!(r.config(0, 4), 100, "the legacy registers stay where they are");
+        for n in 0..2 {
+            r.request(n, n as u64, FLUSH, 0, &[]);
+            r.kick(n);
+            assert_eq!((r.messages(), r.isr()), (vec![77], 1), "{via:?}");
+        }
+        disk.set_bytes(vec![0; 200 * 512]);
+        r.cell.event(emu::Event::Medium(0));
+        assert_eq!((r.messages(), r.isr(), r.bench.irq(INTA)), (vec![77], 3 - 1, false));
+    }
+}
+
+#[test]
 fn tables_of_descriptors_are_as_good_as_chains() {
     for via in WAYS {
         let (mut r, disk) = disk_rig(via, &[]);
