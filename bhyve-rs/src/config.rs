@@ -11,6 +11,7 @@ use cfg::schema::MACHINE;
 use cfg::{Address, Catalogue, Draft, Error, Errors, Key, Node, Origin, Problem, Schema};
 use emu::backend::Chardev;
 use host::console::{self, ConsoleSpec, Description, LogSpec, Server};
+use host::sandbox::Shares;
 use host::vnc::{self, Listener, Place};
 use host::{ConsoleCommand, Io, control};
 
@@ -472,6 +473,12 @@ pub fn consoles(node: &Node, io: &Arc<Io>, block: bool, orders: &Handle, reachab
         consoles.descriptions.push((port, description));
     }
     Ok(consoles)
+}
+
+/// What the sandbox has to allow for the directories that are shared.
+pub fn shares(node: &Node) -> Shares {
+    let kind = |share: &Node| if share.bool("readonly") { Shares::Read } else { Shares::Write };
+    node.children("share").iter().map(kind).max().unwrap_or_default()
 }
 
 /// What serial ports are called, in paths and by `console`: com1, com2 and so on, uart0 and so on, and the ports of consoles by their names.

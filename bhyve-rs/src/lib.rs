@@ -519,7 +519,7 @@ fn start(
         if backend.name() == "vmm" && options.title.is_none() {
             broker::own_machine(&spec.name).context("the machine's name")?;
         }
-        let sandbox = sandbox::enter()?;
+        let sandbox = sandbox::enter(config::shares(node))?;
         tracing::debug!("the process is confined by {sandbox}");
     }
     events.tell("started", json!({ "pid": std::process::id(), "backend": backend.name() }));

@@ -18,6 +18,7 @@ use emu::{Backends, Bdf, Class, DeviceCell, Machine, Model, ParamKind, Params, S
 use host::Io;
 use host::disk::{Format, Image, ImageOptions, OnError};
 use host::net::{self, Nat, Tap, Wire, nat};
+use host::share::Share;
 use lpc::{FloppyModel, FloppyUnit, I82077aa, Medium};
 
 use crate::board::{self, Board};
@@ -38,6 +39,8 @@ const MAX_COMS: usize = 4;
 pub const NO_SCREEN: &str = "none";
 /// The maker of bhyve(8)'s Ethernet addresses.
 pub const MAKER: [u8; 3] = [0x00, 0xa0, 0x98];
+/// Bytes of a share's name.
+const MAX_TAG: usize = 256;
 /// Bits a second that a cable can be limited to.
 const RATES: RangeInclusive<u64> = 100_000..=100_000_000_000;
 /// Where the adapter goes if it can.
@@ -50,6 +53,7 @@ fn fits(section: &str, class: Class) -> bool {
         Class::Network => section == "nic",
         Class::Display => section == "screen",
         Class::Lines { .. } => section == "serial",
+        Class::Share => section == "share",
         Class::Other => section == "device",
     }
 }
@@ -113,6 +117,8 @@ struct Placed {
     nic: Option<(u32, Option<u64>)>,
     /// The serial lines that end here, by their number in the configuration.
     lines: Vec<usize>,
+    /// The directory that it shows the guest.
+    share: Option<Share>,
 }
 
 impl Placed {
@@ -131,7 +137,22 @@ impl Placed {
             cable: Cable::None,
             nic: None,
             lines: Vec::new(),
+            share: None,
         }
+    }
+}
+
+impl Placed {
+    /// Gives it the directory of a share, which is only opened with `files`.
+    fn show(&mut self, share: &Node, files: bool) -> Result<()> {
+        let name = share.text("name");
+        if !(1..=MAX_TAG).contains(&name.len()) {
+            return Err(share.error("name", Problem::new("it cannot be so long").allowed("1 to 256 bytes")).into());
+        }
+        self.params.set("name", name);
+        let open = || Share::open(name, share.path("path"), share.bool("readonly"));
+        self.share = files.then(open).transpose().with_context(|| share.key().to_owned())?;
+        Ok(())
     }
 }
 
@@ -324,6 +345,10 @@ impl Plan {
             for line in node.children("serial").iter().filter(|d| d.is_given("slot") == has_slot && !is_com(d)) {
                 let put = Want::new(line).and_then(|want| plan.line(want, line));
                 errors.extend(put.err().map(|p| at_key(line, p).into()));
+            }
+            for share in node.children("share").iter().filter(|d| d.is_given("slot") == has_slot) {
+                let put = Want::new(share).and_then(|want| plan.put(want)).map_err(|p| at_key(share, p).into());
+                errors.extend(put.and_then(|placed| placed.show(share, images)).err());
             }
             for other in node.children("device").iter().filter(|d| d.is_given("slot") == has_slot) {
                 let put = Want::new(other).and_then(|want| plan.put(want).map(|_| ()));
@@ -607,7 +632,8 @@ impl Plan {
                 net
             });
             let chardevs = p.lines.iter().map(|line| lines.get_mut(*line).and_then(Option::take)).collect();
-            let backends = Backends { disks, units: p.units, rom: p.rom, net, chardevs, ..Backends::default() };
+            let share = p.share.map(Share::serve).transpose()?;
+            let backends = Backends { disks, units: p.units, rom: p.rom, net, chardevs, share, ..Backends::default() };
             let cell = machine.plug(p.model, &name, Some(p.bdf), &p.params, backends);
             let cell = cell.map_err(|e| anyhow!("{name}: {e}"))?;
             let with = |(unit, d)| Drive { listeners: vec![(cell.clone(), unit)], ..d };

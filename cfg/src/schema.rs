@@ -2,7 +2,7 @@
 //!
 //! Which words name a profile, a guest, a board, a processor or a device model is the caller's to say; the classes
 //! asked of its [`Catalogue`](crate::Catalogue) are `profile`, `guest`, `board`, `cpu`, `cpu-feature`, `disk`, `cd`,
-//! `floppy`, `nic`, `device` and `screen`. A model brings the keys that its device declares to the section that names
+//! `floppy`, `nic`, `share`, `device` and `screen`. A model brings the keys that its device declares to the section that names
 //! it.
 
 use crate::key::{Key, Kind, PathCheck, Rule, Section, Shape};
@@ -52,19 +52,29 @@ pub static MACHINE: Section = Section {
         ),
     ],
     sections: &[
-        BOOT, DISK, CD, FLOPPY, NIC, DEVICE, SERIAL, CPU, ACPI, SCREEN, RTC, LPC, FWCFG, SMBIOS, HOST, QUIRKS, SANDBOX,
+        BOOT, DISK, CD, FLOPPY, NIC, SHARE, DEVICE, SERIAL, CPU, ACPI, SCREEN, RTC, LPC, FWCFG, SMBIOS, HOST, QUIRKS,
+        SANDBOX,
         STOP, AUTOSTART, VARS, BHYVE,
     ],
     rules: &[
         Rule::Required("name"),
         Rule::Unique {
-            keys: &["disk.*.slot", "cd.*.slot", "nic.*.slot", "device.*.slot", "serial.*.slot", "screen.slot"],
+            keys: &[
+                "disk.*.slot",
+                "cd.*.slot",
+                "nic.*.slot",
+                "share.*.slot",
+                "device.*.slot",
+                "serial.*.slot",
+                "screen.slot",
+            ],
             // One controller has several drives, and one console several ports.
             share: &["disk.*.slot", "cd.*.slot", "serial.*.slot"],
             only: None,
             what: "PCI slot",
         },
         Rule::Unique { keys: &["nic.*.mac"], share: &[], only: None, what: "MAC address" },
+        Rule::Unique { keys: &["share.*.name"], share: &[], only: None, what: "name" },
         Rule::Unique { keys: &["serial.*.backend"], share: &[], only: Some("stdio"), what: "backend" },
         Rule::Unique { keys: &["serial.*.address", "screen.vnc"], share: &[], only: None, what: "address" },
     ],
@@ -210,6 +220,21 @@ const NIC: Section = Section {
         Rule::NeedsWhen { key: "backend", is: "socket", needs: "path" },
         Rule::NeedsWhen { key: "backend", is: "switch", needs: "path" },
     ],
+    ..Section::EMPTY
+};
+
+const SHARE: Section = Section {
+    name: "share",
+    help: "a directory that the guest mounts by 9P",
+    shape: Shape::Array { max: 8 },
+    keys: &[
+        key("name", Kind::Text, None, "what the guest mounts it by, its tag"),
+        key("path", Kind::Path(PathCheck::Directory), None, "the directory"),
+        key("readonly", Kind::Bool, Some("false"), "refuse changes"),
+        key("model", Kind::Named("share"), Some("virtio-9p"), "device"),
+        SLOT,
+    ],
+    rules: &[Rule::Required("name"), Rule::Required("path")],
     ..Section::EMPTY
 };
 

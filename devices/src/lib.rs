@@ -37,5 +37,6 @@ pub static MODELS: &[&Model] = &[
     &storage::nvme::NVME,
     &virtio::rnd::MODEL,
     &virtio::console::MODEL,
+    &virtio::p9::MODEL,
     &lpc::UART,
 ];

@@ -1,4 +1,4 @@
-//! What devices want of the host: disks, networks, character streams. Implemented in `host`.
+//! What devices want of the host: disks, networks, character streams, shares. Implemented in `host`.
 //!
 //! Nothing here waits. A request carries what it owns, the answer comes back as an [`crate::Event`] to the device's
 //! cell.
@@ -6,6 +6,7 @@
 use std::sync::Weak;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::completion::Ticket;
 use crate::device::{DeviceCell, Event};
@@ -143,4 +144,20 @@ pub trait Keys: Send {
     fn lights(&mut self, lights: u8) {
         let _ = lights;
     }
+}
+
+/// A directory of the host, as a server of 9P. A device reaches it by a [`crate::SharePort`].
+pub trait Share: Send {
+    /// Serves a message; the ticket is answered with the reply, of at most `room` bytes, or with a failure where there
+    /// is none that fits. It must not wait for the host.
+    fn submit(&mut self, message: Vec<u8>, room: usize, ticket: Ticket);
+    /// Forgets what was asked for, and all that the guest has open.
+    fn reset(&mut self);
+    /// What the guest has open when all that it asked for is done.
+    fn save(&self) -> Value;
+    /// Opens that again.
+    ///
+    /// # Errors
+    /// It is nothing that was saved. Files that are gone are not an error: the guest hears of them.
+    fn load(&mut self, saved: Value) -> Result<(), String>;
 }

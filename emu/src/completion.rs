@@ -1,6 +1,6 @@
-//! When the answer to a disk request reaches its device.
+//! When the answer to a request of a disk, or of a share, reaches its device.
 //!
-//! A device holds a [`DiskPort`], a back end gets a [`Ticket`] with each request and answers it from any thread. In
+//! A device holds a [`DiskPort`] or a [`SharePort`], a back end gets a [`Ticket`] with each request and answers it from any thread. In
 //! between is a list of the requests under way and a timer, which delivers what is due while the machine runs.
 //!
 //! In real time an answer is due when it is there, and the thread that has it delivers it: waking another up for that
@@ -15,12 +15,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::backend::{Completion, Disk, DiskRequest};
+use crate::backend::{Completion, Disk, DiskRequest, Share};
 use crate::clock::{Timer, TimerSink, Timers};
 use crate::device::{DeviceCell, Event};
 
-/// Nanoseconds of guest time that a disk request takes when instructions drive the clock.
+/// Nanoseconds of guest time that a request takes when instructions drive the clock.
 pub const DISK_LATENCY: u64 = 100_000;
 
 /// A request whose answer has not reached the device.
@@ -57,7 +58,7 @@ struct UnderWay {
     settling: bool,
 }
 
-/// The requests of one device to one disk. The lock is a leaf below the device's.
+/// The requests of one device to one disk or share. The lock is a leaf below the device's.
 pub(crate) struct Queue {
     under_way: Mutex<UnderWay>,
     answered: Condvar,
@@ -195,7 +196,7 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Answers. `data` is what [`crate::backend::DiskOp::ReadBytes`] read. Nobody hears it if the request was
+    /// Answers. `data` is what [`crate::backend::DiskOp::ReadBytes`] read, or a share's reply. Nobody hears it if the request was
     /// cancelled. The device may hear it from this thread, which should hold no lock of its own.
     pub fn finish(mut self, ok: bool, data: Vec<u8>) {
         self.answer = Some((ok, data));
@@ -250,6 +251,48 @@ impl DiskPort {
     pub fn cancel(&mut self) {
         self.disk.cancel();
         self.queue.forget();
+    }
+}
+
+/// A share as its device sees it. Replies come as [`Event::Done`].
+pub struct SharePort {
+    share: Box<dyn Share>,
+    queue: Arc<Queue>,
+}
+
+impl SharePort {
+    pub(crate) fn new(share: Box<dyn Share>, queue: Arc<Queue>) -> SharePort {
+        SharePort { share, queue }
+    }
+
+    /// Hands a message over, whose reply the device knows by `tag` and has `room` bytes for.
+    pub fn submit(&mut self, tag: u64, message: Vec<u8>, room: usize) {
+        let ticket = self.queue.begin(tag);
+        self.share.submit(message, room, ticket);
+        if self.queue.by_instructions {
+            self.queue.settle();
+        }
+    }
+
+    /// Forgets all requests, and what the guest has open. A device that is reset must do it.
+    pub fn reset(&mut self) {
+        // First, so that the share's end of a request finds none.
+        self.queue.forget();
+        self.share.reset();
+    }
+
+    /// What the guest has open. The machine is paused.
+    pub fn save(&self) -> Value {
+        self.share.save()
+    }
+
+    /// Opens it again.
+    ///
+    /// # Errors
+    /// As [`Share::load`].
+    pub fn load(&mut self, saved: Value) -> Result<(), String> {
+        self.queue.forget();
+        self.share.load(saved)
     }
 }
 

@@ -9,9 +9,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::backend::{Chardev, Disk, Keys, Net, Unit};
+use crate::backend::{Chardev, Disk, Keys, Net, Share, Unit};
 use crate::clock::{Clock, Timer, TimerSink, Timers};
-use crate::completion::{DiskPort, Queue, SavedAnswer};
+use crate::completion::{DiskPort, Queue, SavedAnswer, SharePort};
 use crate::display::Display;
 use crate::dma::DmaMem;
 use crate::irq::{IrqLine, MsiSink, NoMsi};
@@ -217,7 +217,7 @@ pub struct Saved {
     /// Deadlines of its timers, then of its doorbells that rang and were not heard, nanoseconds of guest time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timers: Vec<Option<u64>>,
-    /// Of each of its disks the answers that have not reached it yet.
+    /// Of each of its disks, and its share, the answers that have not reached it yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Vec<SavedAnswer>>,
 }
@@ -493,6 +493,8 @@ pub enum Class {
         /// How many at most.
         most: usize,
     },
+    /// What shows the guest a directory of the host.
+    Share,
     /// Anything else.
     Other,
 }
@@ -698,6 +700,8 @@ pub struct Backends {
     pub chardevs: Vec<Option<Box<dyn Chardev>>>,
     /// Who presses a keyboard's keys.
     pub keys: Option<Box<dyn Keys>>,
+    /// A directory of the host.
+    pub share: Option<Box<dyn Share>>,
     /// The contents of the device's expansion ROM.
     pub rom: Option<Vec<u8>>,
 }
@@ -852,9 +856,20 @@ impl Slot {
     /// Takes the disk of unit `n`, if there is one.
     pub fn disk(&mut self, n: usize) -> Option<DiskPort> {
         let disk = self.backends.disks.get_mut(n)?.take()?;
+        Some(DiskPort::new(disk, self.requests()))
+    }
+
+    /// Takes the share, if there is one.
+    pub fn share(&mut self) -> Option<SharePort> {
+        let share = self.backends.share.take()?;
+        Some(SharePort::new(share, self.requests()))
+    }
+
+    /// What keeps the requests to a disk or a share.
+    fn requests(&mut self) -> Arc<Queue> {
         let queue = Queue::new(&self.machine.timers, Arc::downgrade(&self.cell));
         self.wires.disks.push(queue.clone());
-        Some(DiskPort::new(disk, queue))
+        queue
     }
 
     /// Makes the device a PCI function.

@@ -27,7 +27,7 @@ mod space;
 pub use backend::Unit;
 pub use bus::{CpuBus, Exit};
 pub use clock::{Clock, Timer, TimerSink, Timers};
-pub use completion::{DISK_LATENCY, DiskPort, SavedAnswer, Ticket};
+pub use completion::{DISK_LATENCY, DiskPort, SavedAnswer, SharePort, Ticket};
 pub use device::{
     Backends, Class, Create, Device, DeviceCell, DeviceState, Event, IrqSaved, Machine, Model, Param, ParamKind,
     Params, Region, ResetKind, Saved, Slot, State, SystemEvent, when_unlocked,

@@ -4,7 +4,7 @@
 //! is where backends wait for their descriptors. Everything that it does to a device goes through a gate that is closed
 //! while the machine is paused. Backends are opened with an [`Io`] before there is a machine; [`console::open`] makes
 //! what a serial port is connected to, [`disk::Image`] opens what a disk consists of, [`net`] has
-//! what cables lead to.
+//! what cables lead to, [`share::Share`] serves a directory.
 //!
 //! [`sandbox`] confines the process before the guest's first instruction; [`broker`] then opens for it what the
 //! configuration allows. The rest is the program's: [`control`] is the socket by which other processes steer a machine, [`watch_signals`] and
@@ -21,6 +21,7 @@ mod part;
 pub mod process;
 pub mod sandbox;
 pub mod screen;
+pub mod share;
 mod signals;
 mod sys;
 mod terminal;

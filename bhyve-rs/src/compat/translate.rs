@@ -293,6 +293,7 @@ struct Counts {
     disks: usize,
     cds: usize,
     nics: usize,
+    shares: usize,
     others: usize,
     lines: usize,
     screen: bool,
@@ -396,6 +397,14 @@ fn device(out: &mut Out, counts: &mut Counts, at: &str) {
             if model == "fbuf" {
                 viewers(out, &node);
             }
+        }
+        (_, Some(Class::Share)) => {
+            let element = next(&mut counts.shares, "share");
+            place(out, &element, &model);
+            keys_of(out, &element, &node, &model);
+            out.copy(&key("sharename"), &format!("{element}.name"));
+            out.copy(&key("path"), &format!("{element}.path"));
+            out.copy_bool(&key("ro"), &format!("{element}.readonly"));
         }
         (_, Some(Class::Other)) => {
             let element = next(&mut counts.others, "device");
@@ -798,7 +807,8 @@ impl Said<'_> {
                 (_, "msix", "false") if !self.msix => &[],
                 (_, "model" | "slot" | "unit", _) | ("serial", "backend" | "path" | "address", _) => continue,
                 ("serial", "port", _) => &[("name", &value)],
-                ("disk", "readonly", _) => &[("ro", &value)],
+                ("disk" | "share", "readonly", _) => &[("ro", &value)],
+                ("share", "name", _) => &[("sharename", &value)],
                 ("disk", "cache", "none") => &[("nocache", "true")],
                 ("disk", "cache", "writethrough") => &[("direct", "true")],
                 ("disk", "cache", "directsync") => &[("nocache", "true"), ("direct", "true")],
@@ -842,7 +852,7 @@ impl Said<'_> {
                     &[]
                 }
                 ("screen", ..) => continue,
-                ("disk" | "cd", "path", _) | ("nic", "mac", _) => &[(name, &value)],
+                ("disk" | "cd" | "share", "path", _) | ("nic", "mac", _) => &[(name, &value)],
                 _ if element
                     .maybe("model")
                     .is_some_and(|model| plan::keys(model).iter().any(|key| key.name == name)) =>
@@ -919,7 +929,8 @@ mod tests {
         "-s 5,e1000,tap1,mac=00:a0:98:00:00:01 -s 6,fbuf,tcp=0.0.0.0:5900,w=800,h=600,wait -s 7,xhci,tablet",
         "-s 5,fbuf,rfb=unix:D/vnc,password=100%,vga=off -K de_noacc",
         "-s 29,fbuf -K none",
-        "-s 5,hda,play=/dev/dsp0 -s 6,virtio-9p,share=/s,ro -s 7,virtio-console,a=/s -s 8,uart,/dev/ttyu1",
+        "-s 5,hda,play=/dev/dsp0 -s 6,virtio-9p,share=D/,ro -s 7,virtio-console,a=/s -s 8,uart,/dev/ttyu1",
+        "-s 5,virtio-9p,a=/ -s 6:1,virtio-9p,b=D/ -s 6:0,virtio-rnd",
         "-s 5,passthru,1/2/3 -s 6,virtio-scsi,/dev/cam/ctl1.1,iid=2 -s 7,virtio-input,/dev/input/event0 -s 2:3:0,virtio-rnd",
     ];
 

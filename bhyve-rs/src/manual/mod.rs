@@ -293,6 +293,7 @@ fn configuration() -> String {
         ("floppy", "[[floppy]]"),
         ("nic", "[[nic]]"),
         ("screen", "[screen]"),
+        ("share", "[[share]]"),
         ("device", "[[device]]"),
     ] {
         page.subsection(title);

@@ -142,6 +142,11 @@ impl Chain {
         self.stretches(write, from, len, |addr, n| dma.gather(&mut iov, addr, n, write)).then_some(iov)
     }
 
+    /// The buffers that are to be written, for an answer that comes later.
+    pub fn writable(&self) -> &[(u64, u32)] {
+        &self.buffers[self.readable..]
+    }
+
     /// Where byte `at` of what the driver gave to be written lies.
     pub fn place(&self, at: u64) -> Option<u64> {
         let mut place = None;

@@ -9,11 +9,13 @@ use std::fmt::Debug;
 use std::sync::{Arc, Weak};
 
 use devices::MODELS;
-use emu::backend::{Chardev, Disk, Listener, Net};
+use emu::backend::{Chardev, Disk, Listener, Net, Share};
 use emu::bench::{Bench, BenchDisk, Place, Rng, fuzz_cases};
 use emu::{
-    Backends, BarKind, Class, DeviceCell, DeviceState, Event, Model, Params, RamAddr, ResetKind, Saved, Target, Unit,
+    Backends, BarKind, Class, DeviceCell, DeviceState, Event, Model, Params, RamAddr, ResetKind, Saved, Target, Ticket,
+    Unit,
 };
+use serde_json::Value;
 
 mod ahci;
 mod dec21140;
@@ -49,6 +51,7 @@ const GUESTS: &[(&str, Guest)] = &[
     ("dec21143", dec21140::guest),
     ("virtio-rnd", virtio::guest),
     ("virtio-console", virtio::guest),
+    ("virtio-9p", virtio::guest),
 ];
 
 type Guest = fn(&mut Rng) -> Vec<Op>;
@@ -74,6 +77,24 @@ impl Chardev for Line {
     fn attach(&mut self, _: Weak<DeviceCell>, _: usize) {}
     fn want(&mut self, bytes: usize) {
         assert!(bytes <= 4096);
+    }
+}
+
+/// A share that answers with the begin of what it was asked.
+struct Echo;
+
+impl Share for Echo {
+    fn submit(&mut self, mut message: Vec<u8>, room: usize, ticket: Ticket) {
+        assert!(message.len() <= 512 << 10 && room <= 512 << 10);
+        message.truncate(room.min(64));
+        ticket.finish(true, message);
+    }
+    fn reset(&mut self) {}
+    fn save(&self) -> Value {
+        Value::Null
+    }
+    fn load(&mut self, saved: Value) -> Result<(), String> {
+        if saved.is_null() { Ok(()) } else { Err("it saves nothing".to_owned()) }
     }
 }
 
@@ -121,6 +142,7 @@ impl Rig {
             disks: disks.iter().zip(&subject.units).map(handle).collect(),
             units: subject.units.clone(),
             chardevs: (0..lines).map(|_| Some(Box::new(Line) as Box<dyn Chardev>)).collect(),
+            share: (subject.model.class == Class::Share).then(|| Box::new(Echo) as Box<dyn Share>),
             net: (subject.model.class == Class::Network).then(|| Box::new(Wire) as Box<dyn Net>),
             ..Backends::default()
         };

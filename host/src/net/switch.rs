@@ -19,7 +19,8 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use super::frames::{Decoder, Encoder};
 use crate::broker::Name;
-use crate::{sandbox, unix};
+use crate::sandbox::{self, Shares};
+use crate::unix;
 
 /// Connections at a time.
 const PORTS: usize = 256;
@@ -239,7 +240,7 @@ impl Switch {
     /// The system cannot confine it, or cannot wait.
     pub fn run(mut self, confined: bool) -> Result<()> {
         if confined {
-            sandbox::enter()?;
+            sandbox::enter(Shares::None)?;
         }
         let mut events = Events::with_capacity(64);
         // Ports that may have more than they were asked for.

@@ -1,13 +1,19 @@
 //! seccomp(2) and landlock(7).
 
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 
-use anyhow::{Context, Result};
-use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope};
+use anyhow::{Context, Result, ensure};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, RulesetStatus, Scope,
+};
 use libc::*;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
+
+use super::Shares;
 
 /// Calls on what is open, on memory, time and threads of our own.
 const ALLOWED: &[c_long] = &[
@@ -110,6 +116,24 @@ const ALLOWED: &[c_long] = &[
     SYS_exit_group,
 ];
 
+/// Calls by name, for a directory that the guest reads.
+const TO_READ: &[c_long] = &[SYS_openat, SYS_newfstatat, SYS_readlinkat, SYS_getdents64, SYS_fstatfs];
+/// And for one that it changes.
+const TO_CHANGE: &[c_long] = &[
+    SYS_mkdirat,
+    SYS_mknodat,
+    SYS_symlinkat,
+    SYS_linkat,
+    SYS_renameat,
+    SYS_renameat2,
+    SYS_unlinkat,
+    SYS_fchmod,
+    SYS_fchmodat2,
+    SYS_fchown,
+    SYS_fchownat,
+    SYS_utimensat,
+];
+
 /// Requests to terminals, disk devices and descriptors.
 const IOCTLS: &[u64] = &[
     TCGETS,
@@ -140,7 +164,7 @@ fn when(argument: u8, mask: u64, value: u64) -> Result<SeccompRule> {
     Ok(SeccompRule::new(vec![condition])?)
 }
 
-fn filter() -> Result<BpfProgram> {
+fn filter(shares: Shares) -> Result<BpfProgram> {
     const WHOLE: u64 = u64::MAX;
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
     let own_pid = u64::from(std::process::id());
@@ -163,6 +187,9 @@ fn filter() -> Result<BpfProgram> {
         // To look; a limit can be lowered, and stays that way.
         (SYS_prlimit64, vec![when(2, WHOLE, 0)?]),
     ]);
+    let reads = TO_READ.iter().filter(|_| shares >= Shares::Read);
+    let changes = TO_CHANGE.iter().filter(|_| shares >= Shares::Write);
+    rules.extend(reads.chain(changes).map(|&call| (call, Vec::new())));
     // Refused by its own filter.
     rules.insert(SYS_clone3, Vec::new());
     let refuse = SeccompAction::Errno(EPERM as u32);
@@ -178,21 +205,32 @@ fn without_clone3() -> Result<BpfProgram> {
 }
 
 /// No file by name, no port, no socket or signal out of here.
-fn landlock() -> Result<bool> {
+fn landlock() -> Result<RulesetCreated> {
     let abi = ABI::V6;
     let ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(abi))?
         .handle_access(AccessNet::from_all(abi))?
         .scope(Scope::from_all(abi))?;
-    Ok(ruleset.create()?.restrict_self()?.ruleset != RulesetStatus::NotEnforced)
+    Ok(ruleset.create()?)
+}
+
+/// The same but for files and directories below one. Nothing there is run, and no names are made for devices.
+pub fn keep_to(directory: BorrowedFd, read_only: bool) -> Result<()> {
+    let reads = AccessFs::ReadFile | AccessFs::ReadDir;
+    let never = AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev;
+    let access = if read_only { reads } else { AccessFs::from_all(ABI::V6) & !never };
+    let ruleset = landlock()?.add_rule(PathBeneath::new(directory, access))?;
+    ensure!(ruleset.restrict_self()?.ruleset != RulesetStatus::NotEnforced, "the kernel has no landlock");
+    Ok(())
 }
 
 /// Confines all threads.
-pub fn confine() -> Result<&'static str> {
-    let landlocked = landlock().context("landlock")?;
+pub fn confine(shares: Shares) -> Result<&'static str> {
+    let landlocked = landlock().and_then(|ruleset| Ok(ruleset.restrict_self()?)).context("landlock")?;
+    let landlocked = landlocked.ruleset != RulesetStatus::NotEnforced;
     // The other one lets no further filter in.
-    for program in [without_clone3()?, filter()?] {
+    for program in [without_clone3()?, filter(shares)?] {
         seccompiler::apply_filter_all_threads(&program).context("seccomp")?;
     }
     Ok(if landlocked { "seccomp and landlock" } else { "seccomp" })

@@ -7,6 +7,11 @@
 //!
 //! FreeBSD: capability mode, capsicum(4). Linux: seccomp(2) for all threads by a list of the calls that are allowed, and
 //! landlock(7), where the kernel has it, for the threads that are made from then on.
+//!
+//! What is shared with the guest is reached by names below an open directory. A directory's rights bound that on
+//! FreeBSD. On Linux it needs the calls that take names, which seccomp(2) cannot tell from others of the kind: it lets
+//! them through if there is a [`Shares`], and landlock(7) keeps the share's thread to its directory and the threads of
+//! processors from all.
 
 #[cfg(not(target_os = "linux"))]
 mod freebsd;
@@ -18,17 +23,40 @@ use freebsd as system;
 #[cfg(target_os = "linux")]
 use linux as system;
 
+use std::os::fd::BorrowedFd;
+
 use anyhow::{Context, Result};
 
 use crate::broker;
+
+/// What directories are shared with the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Shares {
+    /// None.
+    #[default]
+    None,
+    /// Some, all of them to be read.
+    Read,
+    /// Some that the guest changes.
+    Write,
+}
+
+/// Keeps this thread, and those that it makes, from all files but those below a directory. The rest of the process
+/// goes its way.
+///
+/// # Errors
+/// When the kernel lacks it.
+pub(crate) fn keep_to(directory: BorrowedFd, read_only: bool) -> Result<()> {
+    system::keep_to(directory, read_only)
+}
 
 /// Enters the sandbox, and says in a few words what it consists of. There is no way out.
 ///
 /// # Errors
 /// When the kernel lacks it; the process is then not confined, or not wholly.
-pub fn enter() -> Result<&'static str> {
+pub fn enter(shares: Shares) -> Result<&'static str> {
     broker::seal().context("the broker")?;
-    system::confine().context("the sandbox cannot be entered; --no-sandbox runs without it")
+    system::confine(shares).context("the sandbox cannot be entered; --no-sandbox runs without it")
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -76,7 +104,7 @@ mod tests {
                 refused("open on another thread", File::open(file));
             })
         };
-        super::enter().unwrap();
+        super::enter(super::Shares::None).unwrap();
         go.send(()).unwrap();
         early.join().unwrap();
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -89,6 +89,49 @@ pub(crate) fn limit(file: &File, write: bool) -> io::Result<()> {
             0 => libc::cap_ioctls_limit(file.as_raw_fd(), REQUESTS.as_ptr(), REQUESTS.len()),
             failed => failed,
         }
+    };
+    match done {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            // A kernel without capsicum(4).
+            e if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+            e => Err(e),
+        },
+    }
+}
+
+/// Leaves the descriptor of a directory, and all that is opened through it, the rights that a share needs.
+pub(crate) fn limit_directory(directory: &OwnedFd, write: bool) -> io::Result<()> {
+    const READ: u64 = libc::CAP_LOOKUP
+        | libc::CAP_PREAD
+        | libc::CAP_FSTAT
+        | libc::CAP_FSTATAT
+        | libc::CAP_FSTATFS
+        | libc::CAP_FPATHCONF
+        | libc::CAP_FCNTL;
+    const WRITE: u64 = libc::CAP_PWRITE
+        | libc::CAP_CREATE
+        | libc::CAP_FSYNC
+        | libc::CAP_FTRUNCATE
+        | libc::CAP_FCHMODAT
+        | libc::CAP_FCHOWNAT
+        | libc::CAP_FUTIMESAT
+        | libc::CAP_LINKAT_SOURCE
+        | libc::CAP_LINKAT_TARGET
+        | libc::CAP_RENAMEAT_SOURCE
+        | libc::CAP_RENAMEAT_TARGET
+        | libc::CAP_UNLINKAT
+        | libc::CAP_MKDIRAT
+        | libc::CAP_MKFIFOAT
+        | libc::CAP_MKNODAT
+        | libc::CAP_SYMLINKAT;
+    let wanted = if write { READ | WRITE } else { READ };
+    // SAFETY: a set of rights is numbers alone; the list of those to put in ends with 0; the descriptor is open.
+    #[expect(unsafe_code, reason = "cap_rights_limit(2)")]
+    let done = unsafe {
+        let mut rights: libc::cap_rights_t = std::mem::zeroed();
+        libc::__cap_rights_init(libc::CAP_RIGHTS_VERSION, &raw mut rights, wanted, 0u64);
+        libc::cap_rights_limit(directory.as_raw_fd(), &raw const rights)
     };
     match done {
         0 => Ok(()),

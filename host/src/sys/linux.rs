@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -108,6 +108,11 @@ pub(crate) fn claim(path: &Path) -> Result<Option<File>> {
 
 /// Leaves a descriptor the rights that an image needs: here it has no others.
 pub(crate) fn limit(_file: &File, _write: bool) -> io::Result<()> {
+    Ok(())
+}
+
+/// The same for a directory that is shared with a guest: see [`crate::sandbox`].
+pub(crate) fn limit_directory(_directory: &OwnedFd, _write: bool) -> io::Result<()> {
     Ok(())
 }
 

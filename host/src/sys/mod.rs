@@ -7,9 +7,9 @@ mod linux;
 
 #[cfg(not(target_os = "linux"))]
 pub(crate) use freebsd::{
-    Alarm, SYNC_FORGETS, WHOLE_SECTORS, claim, discard, disk_device, limit, lock_holder, sync_device,
+    Alarm, SYNC_FORGETS, WHOLE_SECTORS, claim, discard, disk_device, limit, limit_directory, lock_holder, sync_device,
 };
 #[cfg(target_os = "linux")]
 pub(crate) use linux::{
-    Alarm, SYNC_FORGETS, WHOLE_SECTORS, claim, discard, disk_device, limit, lock_holder, sync_device,
+    Alarm, SYNC_FORGETS, WHOLE_SECTORS, claim, discard, disk_device, limit, limit_directory, lock_holder, sync_device,
 };

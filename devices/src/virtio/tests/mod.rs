@@ -4,6 +4,7 @@ mod blk;
 mod console;
 mod driver;
 mod net;
+mod p9;
 mod racing;
 mod rnd;
 mod transport;
