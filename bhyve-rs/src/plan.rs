@@ -147,7 +147,9 @@ impl Placed {
     fn show(&mut self, share: &Node, files: bool) -> Result<()> {
         let name = share.text("name");
         if !(1..=MAX_TAG).contains(&name.len()) {
-            return Err(share.error("name", Problem::new("it cannot be so long").allowed("1 to 256 bytes")).into());
+            return Err(share
+                .error("name", Problem::new(format!("it has {} bytes", name.len())).allowed("1 to 256"))
+                .into());
         }
         self.params.set("name", name);
         let open = || Share::open(name, share.path("path"), share.bool("readonly"));

@@ -2,7 +2,7 @@
 //!
 //! Virtio 1.2 has only the number of it; the rest is Linux's virtio_9p.h: one queue, whose chains hold a message of 9P
 //! and room for its reply, and a tag by which the guest mounts it. The protocol is the share's
-//! ([`emu::backend::Share`]). Linux's 9p(5) has it since 2.6.36, FreeBSD's p9fs(4) since 15.0.
+//! ([`emu::backend::Share`]). Linux's 9p(5) has it since 2.6.38, FreeBSD's p9fs(4) since 15.0.
 //!
 //! The share takes a limited number of messages at a time, and the rest waits in the queue: so neither a slow host nor
 //! a guest in a hurry makes this process grow.
