@@ -78,8 +78,9 @@ impl Cpu {
 
     /// Whether a data breakpoint lies in the page of a linear address.
     pub(crate) fn data_watched(&self, lin: u64) -> bool {
-        self.dr[7] & DR7_ARMED != 0
-            && self.matching(lin & !0xfff, 4096, |w| matches!(w, Watch::Write | Watch::ReadWrite)) != 0
+        self.is_watched_closely(lin)
+            || self.dr[7] & DR7_ARMED != 0
+                && self.matching(lin & !0xfff, 4096, |w| matches!(w, Watch::Write | Watch::ReadWrite)) != 0
     }
 
     /// Notes the data breakpoints that an access hits.
@@ -87,6 +88,7 @@ impl Cpu {
         if self.dr[7] & DR7_ARMED != 0 && len != 0 {
             self.pending_db |= self.matching(lin, len, |w| w == Watch::ReadWrite || write && w == Watch::Write);
         }
+        self.watch_closely(lin, len, write);
     }
 
     /// Notes the I/O breakpoints that an access hits.

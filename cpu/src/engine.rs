@@ -117,6 +117,8 @@ pub struct Engine {
     free: Vec<u32>,
     /// Instructions that must end their block.
     alone: HashSet<u64>,
+    /// A debugger's, for which there are no blocks.
+    breakpoints: Vec<u64>,
     /// Counts how often everything was dropped.
     era: u64,
     /// Counts the pages that came to hold code; processors that have not seen the last one drop their write
@@ -171,6 +173,7 @@ impl Engine {
             pages: HashMap::new(),
             free: Vec::new(),
             alone: HashSet::new(),
+            breakpoints: Vec::new(),
             era: 0,
             epoch: 0,
         }
@@ -186,7 +189,15 @@ impl Engine {
     /// something else ends the run.
     pub fn run(&mut self, cpu: &mut Cpu, limit: u64, timers: &Timers) -> Exit {
         cpu.begin_slice();
-        let exit = self.work(cpu, limit, timers);
+        if cpu.breakpoints() != self.breakpoints {
+            self.breakpoints = cpu.breakpoints().to_vec();
+            // Some end elsewhere now.
+            self.drop_all(cpu);
+        }
+        let exit = match cpu.is_debugged_closely() {
+            true => self.work_closely(cpu, limit, timers),
+            false => self.work(cpu, limit, timers),
+        };
         cpu.end_slice();
         exit
     }
@@ -221,6 +232,28 @@ impl Engine {
                 return exit;
             }
         }
+    }
+
+    /// As [`Self::work`], for a debugger that looks at every instruction.
+    #[cold]
+    fn work_closely(&mut self, cpu: &mut Cpu, limit: u64, timers: &Timers) -> Exit {
+        loop {
+            cpu.publish_clock();
+            if cpu.icount >= limit.min(cpu.next_timer(timers)) {
+                return Exit::Limit;
+            }
+            cpu.sync_map();
+            self.sync_code(cpu);
+            if let Some(exit) = cpu.debugged() {
+                self.sync_code(cpu);
+                return exit;
+            }
+        }
+    }
+
+    /// Whether a debugger may have a breakpoint at an arena address: linear addresses end in the same bits.
+    fn may_break(&self, at: u64) -> bool {
+        self.breakpoints.iter().any(|address| (address ^ at) % PAGE_SIZE == 0)
     }
 
     /// Runs block `b` and what it is chained to, until the loop above has something to look at.
@@ -369,7 +402,7 @@ impl Engine {
     #[inline(never)]
     fn across(&mut self, cpu: &mut Cpu, at: u64, known: Option<u32>) -> Option<u32> {
         let room = PAGE_SIZE - at % PAGE_SIZE;
-        if room >= LONGEST as u64 {
+        if room >= LONGEST as u64 || self.may_break(at) {
             return None;
         }
         let lin = cpu.fetch_address(cpu.rip.wrapping_add(room));
@@ -404,7 +437,7 @@ impl Engine {
         let first = self.ops.len();
         let (mut count, mut len, mut end) = (0, 0, End::Near);
         let (mut open, features) = (true, cpu.model.features);
-        while open && count < most && len < room {
+        while open && count < most && len < room && !self.may_break(at + len as u64) {
             let room = room.min(len + LONGEST);
             let Ok(mut insn) = decode_for(&bytes[len..room], mode, features, None) else { break };
             if !rebase(&mut insn, len as u16) {

@@ -24,6 +24,7 @@
 mod control;
 mod cpuid;
 mod debug;
+mod debugger;
 mod decode;
 #[cfg(test)]
 mod difftest;
@@ -59,6 +60,7 @@ mod tlb;
 mod walk;
 
 pub use cpuid::Leaf;
+pub use debugger::{Stop, Wants, Watch};
 pub use engine::Engine;
 pub use feature::{Feature, Features};
 pub use fpu::ErrorPins;

@@ -156,6 +156,7 @@ impl Cpu {
             clock,
             lapic,
             monitor: None,
+            debugger: None,
         };
         cpu.reset();
         cpu

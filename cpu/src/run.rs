@@ -20,7 +20,8 @@ use crate::state::{Cpu, Why};
 pub enum Exit {
     /// The instruction count reached the limit.
     Limit,
-    /// [`Lapic::kick`] was called, or an access left to the monitor ([`Cpu::take_intercept`]).
+    /// [`Lapic::kick`] was called, an access left to the monitor ([`Cpu::take_intercept`]), or a debugger wants to look
+    /// ([`Cpu::take_stop`]).
     Kicked,
     /// The processor waits: HLT, or for a SIPI.
     Halted,
@@ -191,6 +192,11 @@ impl Cpu {
 
     /// Executes the instruction at RIP, which may touch devices, and delivers what faults.
     pub(crate) fn execute_one(&mut self) -> Option<Exit> {
+        if self.debugger.is_some()
+            && let Some(exit) = self.meets_breakpoint()
+        {
+            return Some(exit);
+        }
         let start = self.rip;
         self.icount += 1;
         self.publish_clock();
@@ -248,6 +254,14 @@ impl Cpu {
             // Before the boundary: what it takes must not be forgotten between two runs.
             if self.icount >= limit.min(self.next_timer(timers)) {
                 return Exit::Limit;
+            }
+            if self.is_debugged_closely() {
+                self.smc.clear();
+                self.sync_map();
+                if let Some(exit) = self.debugged() {
+                    return exit;
+                }
+                continue;
             }
             if self.attention() || self.has_work() {
                 self.smc.clear();

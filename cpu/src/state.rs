@@ -6,6 +6,7 @@ use emu::{Clock, CpuBus, RamAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::debug::Traps;
+use crate::debugger::Debugger;
 use crate::flags::Flags;
 use crate::fpu::{ErrorPins, Fpu};
 use crate::insn::{Insn, Mode, Stop};
@@ -202,6 +203,7 @@ pub struct Cpu {
     pub(crate) clock: Arc<Clock>,
     pub(crate) lapic: Arc<Lapic>,
     pub(crate) monitor: Option<Monitor>,
+    pub(crate) debugger: Option<Box<Debugger>>,
 }
 
 impl Cpu {

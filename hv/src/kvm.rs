@@ -21,6 +21,7 @@
 //! SVM leaves undefined: the report has then no registers of the guest's, but its last accesses to devices.
 
 mod bells;
+mod debug;
 mod emulate;
 mod host;
 mod model;
@@ -208,7 +209,7 @@ struct KvmVm {
 
 impl Vm for KvmVm {
     fn caps(&self) -> Caps {
-        Caps { lapic: true, ..Caps::default() }
+        Caps { lapic: true, debug: debug::CAPS, ..Caps::default() }
     }
 
     fn take_vcpus(&self) -> Vec<Box<dyn Vcpu>> {

@@ -58,6 +58,31 @@ pub struct Caps {
     pub one_thread: bool,
     /// Executed instructions can drive the clock.
     pub instruction_clock: bool,
+    /// What a debugger can have.
+    pub debug: DebugCaps,
+}
+
+/// What a debugger can have of a back end.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DebugCaps {
+    /// Most breakpoints among [`cpu::Wants::breakpoints`] and watches together, of up to eight aligned bytes each; `None`
+    /// for as many as there are.
+    pub places: Option<usize>,
+    /// Whether loads and stores are told apart.
+    pub reads: bool,
+    /// An INT3 in guest memory is a breakpoint ([`Vcpu::debug`]), and there are as many as that makes.
+    pub int3: bool,
+    /// There are watches.
+    pub watches: bool,
+}
+
+/// What [`Vcpu::debug`] is told.
+#[derive(Clone, Debug, Default)]
+pub struct Debug {
+    /// What every back end is told.
+    pub wants: cpu::Wants,
+    /// Linear addresses of the INT3s that the debugger has put into guest memory; others are the guest's own.
+    pub int3s: Vec<u64>,
 }
 
 /// What a virtual machine is made of, beside its devices.
@@ -226,6 +251,8 @@ pub enum Exit {
     Kicked,
     /// It waits for an interrupt.
     Halted,
+    /// A debugger wants to look ([`Vcpu::debug`]).
+    Debug(cpu::Stop),
     /// Triple fault, with a report of several lines.
     TripleFault(String),
     /// The back end cannot go on, with the reason.
@@ -280,6 +307,12 @@ pub trait Vcpu: Send {
 
     /// A SIPI: a processor that waits for it starts at page `vector`; others ignore it.
     fn sipi(&mut self, vector: u8);
+
+    /// Gives the processor to a debugger, or takes it back: its runs end for what is wanted ([`Exit::Debug`]).
+    ///
+    /// # Errors
+    /// What the back end cannot do ([`Caps::debug`]), or the host refuses.
+    fn debug(&mut self, debug: Option<&Debug>) -> anyhow::Result<()>;
 
     /// Instructions executed, where they are counted.
     fn icount(&self) -> Option<u64>;

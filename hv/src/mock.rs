@@ -324,6 +324,10 @@ impl Vcpu for MockVcpu {
         self.regs.wait_sipi || self.regs.halted && self.regs.rflags & IF == 0
     }
 
+    fn debug(&mut self, _: Option<&crate::Debug>) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     fn lacks(&self) -> &'static [&'static str] {
         self.lacks
     }

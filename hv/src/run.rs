@@ -31,6 +31,8 @@ pub enum Outcome {
     Failed(String),
     /// The instruction count reached the limit given to [`Runner::pause_at`].
     Limit,
+    /// A debugger wants to look at the processor of this number.
+    Debug(u32, cpu::Stop),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,6 +80,8 @@ struct Shared {
     wakes: AtomicU64,
     /// Threads that wait for the count to change.
     sleepers: AtomicUsize,
+    /// Processors that a debugger keeps from running, a bit each.
+    frozen: AtomicU64,
     groups: Vec<Mutex<Group>>,
     vm: Arc<dyn Vm>,
     machine: Arc<Machine>,
@@ -112,6 +116,7 @@ impl Runner {
             changed: Condvar::new(),
             wakes: AtomicU64::new(0),
             sleepers: AtomicUsize::new(0),
+            frozen: AtomicU64::new(0),
             groups,
             vm,
             machine,
@@ -222,6 +227,11 @@ impl Runner {
         out
     }
 
+    /// Keeps processors from running, bit n for processor n, also when the others go on. They must be paused.
+    pub fn freeze(&self, which: u64) {
+        self.shared.frozen.store(which, Ordering::SeqCst);
+    }
+
     /// Each processor's counters, as [`Vm::stats`].
     ///
     /// # Errors
@@ -295,6 +305,9 @@ impl Shared {
     /// Runs a group of processors until there is an order or an outcome.
     fn run(&self, group: &mut Group, limit: u64) -> Option<Outcome> {
         let by_instructions = self.machine.clock().by_instructions();
+        // It does not change while they run.
+        let mask = self.frozen.load(Ordering::SeqCst);
+        let frozen = |vcpu: &Box<dyn Vcpu>| mask != 0 && mask >> vcpu.index() & 1 != 0;
         let count = |vcpus: &[Box<dyn Vcpu>]| vcpus.iter().filter_map(|v| v.icount()).sum::<u64>();
         // Processors in a row that had nothing to do.
         let mut idle = 0;
@@ -312,7 +325,7 @@ impl Shared {
                 }
             }
             let before = vcpus[turn.vcpu].icount();
-            let exit = vcpus[turn.vcpu].run(left);
+            let exit = if frozen(&vcpus[turn.vcpu]) { Exit::Halted } else { vcpus[turn.vcpu].run(left) };
             let ran = before.zip(vcpus[turn.vcpu].icount()).map(|(a, b)| b - a);
             turn.left = turn.left.saturating_sub(ran.unwrap_or(left));
             // Where nobody counts, one that halts has not done anything that its neighbours were not woken for.
@@ -328,6 +341,7 @@ impl Shared {
                 }
                 Exit::TripleFault(report) => return Some(Outcome::TripleFault(report)),
                 Exit::Failed(why) => return Some(Outcome::Failed(why)),
+                Exit::Debug(stop) => return Some(Outcome::Debug(vcpus[turn.vcpu].index(), stop)),
             }
             if turn.left == 0 {
                 *turn = Turn { vcpu: (turn.vcpu + 1) % vcpus.len(), left: SLICE };
@@ -342,7 +356,7 @@ impl Shared {
                 continue;
             }
             idle = 0;
-            let dead = vcpus.iter().all(|v| v.dead());
+            let dead = vcpus.iter().all(|v| v.dead() && !frozen(v));
             let clock = self.machine.clock();
             if !dead && clock.is_real() && self.machine.timers.next() < clock.now().saturating_add(NAP) {
                 self.machine.timers.run_due();

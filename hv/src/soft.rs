@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::stats::{self, Counter};
-use crate::{Ack, Caps, Exit, Hypervisor, Vcpu, Vm, VmConfig};
+use crate::{Ack, Caps, Debug, DebugCaps, Exit, Hypervisor, Vcpu, Vm, VmConfig};
 
 /// The software CPU.
 pub struct Soft;
@@ -84,7 +84,8 @@ struct SoftVm {
 
 impl Vm for SoftVm {
     fn caps(&self) -> Caps {
-        Caps { lapic: true, a20: true, one_thread: true, instruction_clock: true }
+        let debug = DebugCaps { places: None, reads: true, int3: false, watches: true };
+        Caps { lapic: true, a20: true, one_thread: true, instruction_clock: true, debug }
     }
 
     fn take_vcpus(&self) -> Vec<Box<dyn Vcpu>> {
@@ -178,7 +179,7 @@ impl Vcpu for SoftVcpu {
         self.counters.halts.add((exit == cpu::Exit::Halted).into());
         match exit {
             cpu::Exit::Limit => Exit::Slice,
-            cpu::Exit::Kicked => Exit::Kicked,
+            cpu::Exit::Kicked => self.cpu.take_stop().map_or(Exit::Kicked, Exit::Debug),
             cpu::Exit::Halted => Exit::Halted,
             cpu::Exit::Shutdown => Exit::TripleFault(self.cpu.report()),
         }
@@ -217,6 +218,11 @@ impl Vcpu for SoftVcpu {
 
     fn sipi(&mut self, vector: u8) {
         self.cpu.lapic().request_sipi(vector);
+    }
+
+    fn debug(&mut self, debug: Option<&Debug>) -> anyhow::Result<()> {
+        self.cpu.debug(debug.map(|debug| &debug.wants));
+        Ok(())
     }
 
     fn icount(&self) -> Option<u64> {

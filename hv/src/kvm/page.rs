@@ -36,6 +36,8 @@ pub(super) enum Stop {
     Emulate,
     /// Triple fault.
     Shutdown,
+    /// For a debugger: an exception, the linear address, and DR6.
+    Debug { exception: u32, pc: u64, dr6: u64 },
     /// It cannot go on; why.
     Failed(String),
 }
@@ -131,7 +133,7 @@ impl Page {
                 }
                 KVM_EXIT_DEBUG => {
                     let d = u.debug.arch;
-                    Stop::Failed(format!("a debug exit that nobody asked for, #{} at {:#x}", d.exception, d.pc))
+                    Stop::Debug { exception: d.exception, pc: d.pc, dr6: d.dr6 }
                 }
                 reason => Stop::Failed(format!("KVM ended the run for reason {reason}, which is not known here")),
             }

@@ -22,7 +22,7 @@ use super::seat::{self, Seat};
 use super::state::{PowerOn, Saved};
 use super::tsc::Tsc;
 use super::{Shared, model};
-use crate::{Exit, Lacking, Vcpu};
+use crate::{Debug, Exit, Lacking, Vcpu};
 
 /// Parts of [`Regs`] that KVM has not: the page directory pointers outside of PAE paging, what the x87 left out of its
 /// image, pins, and traps between two instructions. Around them what depends on the processor and the kernel.
@@ -48,6 +48,8 @@ pub(super) struct KvmVcpu {
     emulator: Option<Box<Emulator>>,
     /// It found itself dead when all came out to look.
     dead: bool,
+    /// What a debugger wants.
+    pub(super) debug: Option<Debug>,
 }
 
 impl KvmVcpu {
@@ -83,6 +85,7 @@ impl KvmVcpu {
                 incomplete: false,
                 emulator: None,
                 dead: false,
+                debug: None,
             };
             vcpu.power_on.regs = vcpu.read()?;
             vcpu.power_up()?;
@@ -203,6 +206,10 @@ impl KvmVcpu {
                 return Some(Exit::Halted);
             }
             Stop::Emulate => return self.emulate().unwrap_or_else(|e| Some(Exit::Failed(format!("kvm: {e:#}")))),
+            Stop::Debug { exception, pc, dr6 } => {
+                let done = self.debug_exit(exception, pc, dr6);
+                return done.unwrap_or_else(|e| Some(Exit::Failed(format!("kvm: {e:#}"))));
+            }
             Stop::Shutdown => return Some(Exit::TripleFault(self.report())),
             Stop::Failed(why) => return Some(Exit::Failed(format!("kvm: {why}\n{}", self.report()))),
         }
@@ -248,7 +255,11 @@ impl KvmVcpu {
             Box::new(Emulator::new(&self.model, bus, &self.clock))
         });
         match emulator.step(&old) {
-            Ok(new) => self.write(&old, &new).map(|()| None),
+            Ok(new) => {
+                self.write(&old, &new)?;
+                let step = self.debug.as_ref().is_some_and(|debug| debug.wants.step);
+                Ok(step.then_some(Exit::Debug(cpu::Stop::Step)))
+            }
             Err(report) => Ok(Some(Exit::TripleFault(report))),
         }
     }
@@ -397,6 +408,10 @@ impl Vcpu for KvmVcpu {
     fn sipi(&mut self, vector: u8) {
         let done = self.start_at(vector);
         self.failed("SIPI", done);
+    }
+
+    fn debug(&mut self, debug: Option<&Debug>) -> anyhow::Result<()> {
+        self.set_debug(debug)
     }
 
     fn icount(&self) -> Option<u64> {

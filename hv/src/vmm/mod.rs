@@ -29,7 +29,7 @@ use self::chips::{KernelChips, KernelPorts, Messages, Pins};
 use self::memory::GuestMemory;
 pub use self::outside::Outside;
 use self::vcpu::{Mailbox, Shared, VmmVcpu};
-use crate::{Ack, Caps, Chips, Hypervisor, Vcpu, Vm, VmConfig};
+use crate::{Ack, Caps, Chips, DebugCaps, Hypervisor, Vcpu, Vm, VmConfig};
 
 /// The name in messages on processor state.
 const BACKEND: &str = "vmm";
@@ -250,7 +250,8 @@ struct VmmVm {
 
 impl Vm for VmmVm {
     fn caps(&self) -> Caps {
-        Caps { lapic: true, ..Caps::default() }
+        let debug = DebugCaps { places: Some(0), reads: false, int3: true, watches: false };
+        Caps { lapic: true, debug, ..Caps::default() }
     }
 
     fn chips(&self) -> Option<Arc<dyn Chips>> {

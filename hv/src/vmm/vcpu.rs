@@ -14,8 +14,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context;
-use cpu::{Executor, Fault, Regs};
+use anyhow::{Context, ensure};
+use cpu::{Executor, Fault, Regs, Stop};
 use emu::{CpuBus, Machine, Ram, SystemEvent};
 use serde_json::Value;
 use vmmapi_sys::exit::{IPI_INIT, IPI_STARTUP, Inout};
@@ -24,7 +24,7 @@ use vmmapi_sys::{Cap, CpuSet, Exit as Why, Reg, RunBuffer, Suspend, Vm, VmExit};
 use super::chips::{KernelChips, KernelPorts};
 use super::memory::GuestMemory;
 use super::{BACKEND, Made, msr, state};
-use crate::{Exit, Lacking, Vcpu};
+use crate::{Debug, Exit, Lacking, Vcpu};
 
 /// How often a held processor looks into the kernel.
 const LOOK: Duration = Duration::from_millis(10);
@@ -289,6 +289,19 @@ impl Shared {
     }
 }
 
+/// Whether an exit is for an instruction that has been executed when it has been handled.
+fn is_done_here(exit: &Why) -> bool {
+    matches!(
+        exit,
+        Why::Inout(_)
+            | Why::InoutStr(_)
+            | Why::InstEmul(_)
+            | Why::ReadMsr { .. }
+            | Why::WriteMsr { .. }
+            | Why::TaskSwitch(_)
+    )
+}
+
 /// What becomes of an exit.
 pub(super) enum Then {
     /// On.
@@ -314,6 +327,8 @@ pub(super) struct VmmVcpu {
     refused: (u64, u32),
     /// Where it goes on.
     pub(super) next: u64,
+    /// What a debugger wants.
+    debug: Option<Debug>,
 }
 
 impl VmmVcpu {
@@ -330,6 +345,7 @@ impl VmmVcpu {
             broken: None,
             refused: (0, 0),
             next: 0xfff0,
+            debug: None,
         }
     }
 
@@ -388,6 +404,8 @@ impl VmmVcpu {
             };
             self.next = exit.rip.wrapping_add(exit.inst_length.into());
             match self.handle(&exit) {
+                // The kernel's trap comes after the next instruction, and this one was done here.
+                Then::Run if self.steps() && is_done_here(&exit.exit) => return Exit::Debug(Stop::Step),
                 Then::Run => {}
                 Then::Leave(exit) => return exit,
             }
@@ -426,7 +444,16 @@ impl VmmVcpu {
             Why::ReadMsr { msr } => return self.read_msr(*msr),
             Why::WriteMsr { msr, .. } => return self.write_msr(*msr),
             // The kernel itself waits for interrupts; if it does not, the guest goes round its idle loop.
-            Why::Bogus | Why::ReqIdle | Why::Halt { .. } | Why::Mtrap => {}
+            Why::Bogus | Why::ReqIdle | Why::Halt { .. } => {}
+            Why::Mtrap | Why::DebugException(_) if self.steps() => return Then::Leave(Exit::Debug(Stop::Step)),
+            Why::Mtrap => {}
+            Why::Breakpoint { .. } if self.is_debuggers_int3() => {
+                let set = self.vm().set_register(self.index, Reg::Rip, self.next);
+                return match self.checked(set, "RIP") {
+                    Then::Run => Then::Leave(Exit::Debug(Stop::Breakpoint)),
+                    leave => leave,
+                };
+            }
             Why::Pause => std::thread::yield_now(),
             Why::Debug => match self.attend(true) {
                 Ok(None) => {}
@@ -444,7 +471,7 @@ impl VmmVcpu {
                 return Then::Leave(self.end(*how));
             }
             Why::TaskSwitch(switch) => return self.task_switch(exit, switch),
-            // Nobody debugs the guest by these, so they are its own.
+            // The guest's own.
             Why::Breakpoint { inst_length } => {
                 let length = self.vm().set_register(self.index, Reg::EntryInstLength, *inst_length as u64);
                 let done = length.and_then(|()| self.vm().inject_exception(self.index, 3, None, false));
@@ -476,6 +503,35 @@ impl VmmVcpu {
             }
         }
         Then::Run
+    }
+
+    /// A debugger wants one instruction.
+    fn steps(&self) -> bool {
+        self.debug.as_ref().is_some_and(|debug| debug.wants.step)
+    }
+
+    /// Whether the INT3 at hand is one that a debugger has put there.
+    fn is_debuggers_int3(&self) -> bool {
+        const VM86: u64 = 1 << 17;
+        let Some(debug) = self.debug.as_ref().filter(|debug| !debug.int3s.is_empty()) else { return false };
+        let long = self.vm().register(self.index, Reg::Efer).is_ok_and(|efer| efer & 1 << 10 != 0);
+        let old = self.vm().register(self.index, Reg::Rflags).is_ok_and(|rflags| rflags & VM86 != 0);
+        match state::segment(self.vm(), self.index, Reg::Cs) {
+            Ok(cs) if long && !old && cs.access & cpu::Segment::L != 0 => debug.int3s.contains(&self.next),
+            Ok(cs) => debug.int3s.contains(&(cs.base.wrapping_add(self.next) & 0xffff_ffff)),
+            Err(_) => false,
+        }
+    }
+
+    /// Has the kernel stop after each instruction, or not: VT-x has a trap for that, and SVM goes by EFLAGS.TF with
+    /// interrupts masked.
+    fn set_step(&self, on: bool) -> std::io::Result<()> {
+        let set = |cap| self.vm().set_capability(self.index, cap, on);
+        set(Cap::MtrapExit).or_else(|e| {
+            set(Cap::RflagsTf).map_err(|_| e)?;
+            let _ = set(Cap::MaskHwintr);
+            Ok(())
+        })
     }
 
     /// IN and OUT. Only a 32-bit EAX is known of IN, so bits 63 to 32 of RAX are cleared, as bhyve does.
@@ -645,6 +701,12 @@ impl Vcpu for VmmVcpu {
             0 => self.shared.reset().err().map(|e| format!("resetting the machine: {e:#}")),
             _ => None,
         };
+        // The kernel has forgotten it.
+        if let Some(debug) = self.debug.take()
+            && let Err(e) = self.debug(Some(&debug))
+        {
+            self.broken.get_or_insert(format!("debugging: {e:#}"));
+        }
     }
 
     fn inject(&mut self, exception: Fault) -> anyhow::Result<()> {
@@ -673,6 +735,24 @@ impl Vcpu for VmmVcpu {
         if let Err(e) = self.shared.sipi(self.index, vector) {
             self.broken = Some(format!("a start-up IPI: {e}"));
         }
+    }
+
+    fn debug(&mut self, debug: Option<&Debug>) -> anyhow::Result<()> {
+        let traps = debug.is_some_and(|debug| !debug.int3s.is_empty());
+        let step = debug.is_some_and(|debug| debug.wants.step);
+        if let Some(debug) = debug {
+            let places = debug.wants.breakpoints.len() + debug.wants.watches.len();
+            ensure!(places == 0, "vmm(4) gives debuggers no debug registers");
+        }
+        if traps != self.debug.as_ref().is_some_and(|debug| !debug.int3s.is_empty()) {
+            let set = self.vm().set_capability(self.index, Cap::BptExit, traps);
+            set.context("the kernel has no exits for INT3 (VM_CAP_BPT_EXIT)")?;
+        }
+        if step != self.steps() {
+            self.set_step(step).context("the kernel cannot stop after one instruction (VM_CAP_MTRAP_EXIT)")?;
+        }
+        self.debug = debug.cloned();
+        Ok(())
     }
 
     fn icount(&self) -> Option<u64> {
