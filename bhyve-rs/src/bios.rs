@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::firmware;
+use crate::paging::{Paging, units};
 use crate::plan::Plugged;
 use crate::watch::BIOS;
 
@@ -339,33 +340,6 @@ fn drive(n: usize, plugged: &Plugged) -> Drive {
     Drive { kind: plugged.kind, disk: n, name, read_only, floppy, place }
 }
 
-/// A processor's translation of linear addresses.
-#[derive(Clone, Copy, Default)]
-struct Paging {
-    cr3: u64,
-    on: bool,
-    large: bool,
-    wide: bool,
-    long: bool,
-}
-
-impl Paging {
-    const PG: u64 = 1 << 31;
-    const PSE: u64 = 1 << 4;
-    const PAE: u64 = 1 << 5;
-    const LMA: u64 = 1 << 10;
-
-    fn of(regs: &cpu::Regs) -> Paging {
-        Paging {
-            cr3: regs.cr3,
-            on: regs.cr0 & Paging::PG != 0,
-            large: regs.cr4 & Paging::PSE != 0,
-            wide: regs.cr4 & Paging::PAE != 0,
-            long: regs.msrs.efer & Paging::LMA != 0,
-        }
-    }
-}
-
 /// The machine as the BIOS sees it during one call.
 struct View<'a> {
     bus: CpuBus,
@@ -380,64 +354,16 @@ struct View<'a> {
     timer: &'a Timer,
 }
 
-/// The accesses that a range of device memory takes: aligned, of four bytes or one.
-fn units(gpa: u64, len: usize) -> impl Iterator<Item = (usize, usize)> {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        let n = if (gpa + at as u64).is_multiple_of(4) && len - at >= 4 { 4 } else { 1 };
-        at += n;
-        (at <= len).then_some((at - n, n))
-    })
-}
-
 const PAGE: u64 = 0x1000;
-/// The addresses that page table entries hold.
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 impl View<'_> {
-    /// The physical address behind a linear one, if the page is there (Intel SDM volume 3, chapter 4).
-    fn translate(&mut self, linear: u64) -> Option<u64> {
-        let p = self.paging;
-        let gate = |gpa: u64, a20: bool| if a20 { gpa } else { gpa & !(1 << 20) };
-        if !p.on {
-            return Some(gate(linear & 0xffff_ffff, self.a20));
-        }
-        let linear = if p.long { linear } else { linear & 0xffff_ffff };
-        let (levels, bits, entry) = match (p.long, p.wide) {
-            (true, _) => (4, 9, 8),
-            (_, true) => (3, 9, 8),
-            _ => (2, 10, 4),
-        };
-        let mut table = p.cr3 & if p.wide && !p.long { 0xffff_ffe0 } else { ADDRESS };
-        for level in (0..levels).rev() {
-            let shift = 12 + bits * level;
-            let index = linear >> shift & ((1 << bits) - 1);
-            let e = self.bus.read(gate(table + index * entry, self.a20), entry as u8);
-            if e & 1 == 0 {
-                return None;
-            }
-            let is_page = level == 0 || e & 0x80 != 0 && (level == 1 && (p.large || p.wide) || level == 2 && p.long);
-            if is_page {
-                let offset = linear & ((1 << shift) - 1);
-                let mut base = e & ADDRESS & !((1 << shift) - 1);
-                if level == 1 && !p.wide {
-                    // PSE-36.
-                    base |= (e >> 13 & 0xff) << 32;
-                }
-                return Some(gate(base | offset, self.a20));
-            }
-            table = e & ADDRESS;
-        }
-        None
-    }
-
     /// Calls `f` with each part of a linear range that lies in one page: where it is, if anywhere, and which bytes.
     fn parts(&mut self, linear: u64, len: usize, mut f: impl FnMut(&mut Self, Option<u64>, std::ops::Range<usize>)) {
         let mut at = 0;
         while at < len {
             let address = linear.wrapping_add(at as u64);
             let n = (PAGE - address % PAGE).min((len - at) as u64) as usize;
-            let gpa = self.translate(address);
+            let gpa = self.paging.translate(&mut self.bus, self.a20, address);
             f(self, gpa, at..at + n);
             at += n;
         }

@@ -12,8 +12,7 @@ use cfg::{Address, Catalogue, Draft, Error, Errors, Key, Node, Origin, Problem, 
 use emu::backend::Chardev;
 use host::console::{self, ConsoleSpec, Description, LogSpec, Server};
 use host::sandbox::Shares;
-use host::vnc::{self, Listener, Place};
-use host::{ConsoleCommand, Io, control};
+use host::{ConsoleCommand, Io, Listener, Place, control, vnc};
 
 use crate::compat::translate;
 use crate::vm::{Handle, Kernel, Order, Spec, Start};
@@ -154,6 +153,7 @@ pub fn check(draft: &Draft) -> Result<Node, Errors> {
     }
     errors.extend(vnc_errors(&node));
     errors.extend(pins(&node).err().map(|e| *e));
+    errors.extend(debug_errors(&node));
     errors.extend(processor::model(&node).err().unwrap_or_default());
     if errors.is_empty() { Ok(node) } else { Err(Errors::sorted(errors)) }
 }
@@ -402,6 +402,34 @@ pub fn vnc(node: &Node) -> Result<(Vec<Listener>, vnc::Settings)> {
     Ok((vnc_places(screen).iter().map(open).collect::<Result<_>>()?, settings))
 }
 
+/// Opens the socket of the debug server, if there is one.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn debugger(node: &Node) -> Result<Option<Listener>> {
+    let debug = node.child("debug");
+    let place = match (debug.maybe::<&Address>("address"), debug.is_given("socket")) {
+        (Some(at), _) => Place::Tcp { host: at.host.clone(), port: at.port, remote: debug.bool("remote") },
+        (None, true) => Place::Unix(debug.path("socket").to_owned()),
+        (None, false) => return Ok(None),
+    };
+    let what = || match &place {
+        Place::Tcp { host, port, .. } => format!("debug.address: {host}:{port}"),
+        Place::Unix(path) => format!("debug.socket: {}", path.display()),
+    };
+    Listener::open(&place).with_context(what).map(Some)
+}
+
+/// What is said of a debug server that cannot be.
+fn debug_errors(node: &Node) -> Vec<Error> {
+    let debug = node.child("debug");
+    if ["address", "socket"].iter().any(|key| debug.is_given(key)) {
+        return Vec::new();
+    }
+    let problem = || Problem::new("there is no debug server").allowed("one, by debug.address or debug.socket");
+    ["remote", "wait"].into_iter().filter(|key| debug.is_given(key)).map(|key| debug.error(key, problem())).collect()
+}
+
 /// What is said of a VNC server that cannot be.
 fn vnc_errors(node: &Node) -> Vec<Error> {
     let screen = node.child("screen");
@@ -585,10 +613,10 @@ mod tests {
 
     #[test]
     fn what_this_version_lacks_is_refused_by_key() {
-        let text = "name = 'x'\n[bhyve.gdb]\nport = '1234'\n";
+        let text = "name = 'x'\n[bhyve.tpm]\ntype = 'swtpm'\n";
         let errors = check(&Draft::parse("t.toml", text)).unwrap_err();
         let lines: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
         assert_eq!(lines.len(), 1, "{lines:?}");
-        assert!(lines[0].starts_with("t.toml:3:8: bhyve.gdb.port: "), "{}", lines[0]);
+        assert!(lines[0].starts_with("t.toml:3:8: bhyve.tpm.type: "), "{}", lines[0]);
     }
 }

@@ -9,6 +9,7 @@ mod board;
 mod compat;
 mod config;
 mod convert;
+mod debug;
 mod doctor;
 mod entry;
 mod firmware;
@@ -22,6 +23,7 @@ mod log;
 mod manual;
 mod media;
 mod new;
+mod paging;
 mod plan;
 mod processor;
 mod remote;
@@ -453,11 +455,15 @@ fn start(
     let io = Io::new().context("event loop")?;
     let reachable = Reachable { dir, background: options.background };
     let (listeners, viewers) = config::vnc(node)?;
+    let debugger = config::debugger(node)?;
     let mut consoles = config::consoles(node, &io, spec.instruction_clock, &handle, reachable)?;
     let mut facts = facts(spec, node, backend.name(), &consoles, options.keeper);
     if !listeners.is_empty() {
         let places: Vec<_> = listeners.iter().map(|listener| listener.place().to_owned()).collect();
         facts.insert("vnc".to_owned(), places.join(", ").into());
+    }
+    if let Some(debugger) = &debugger {
+        facts.insert("debugger".to_owned(), debugger.place().into());
     }
     let serial = std::mem::take(&mut consoles.devices);
     let watch = (options.stats || !options.trace.is_empty()).then(|| Watch::new(&options.trace));
@@ -500,6 +506,8 @@ fn start(
         }
         _ => None,
     };
+    let wait = node.child("debug").bool("wait");
+    let debugger = debugger.map(|at| debug::Server::start(at, spec, &mut instance, &handle, wait)).transpose()?;
     let reach = Reach {
         handle,
         facts,
@@ -525,6 +533,9 @@ fn start(
     events.tell("started", json!({ "pid": std::process::id(), "backend": backend.name() }));
     let (ended, why) = instance.run(options.until);
     drop(vnc);
+    if let Some(debugger) = debugger {
+        debugger.end(ended.map_or(SUCCESS, |ended| ended as u8));
+    }
     consoles.flush();
     if ended == Some(Ended::PowerOff) && !options.leaves.is_empty() && !broker::let_go()? {
         options.leaves.iter().try_for_each(|file| compat::forget(file))?;

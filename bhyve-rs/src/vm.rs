@@ -1,5 +1,7 @@
 //! The life of a machine: assembly, start, reset, power-off, and the exit status that tells which it was.
 
+mod debug;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +22,7 @@ use host::control::Events;
 use host::keyboard::Typist;
 use host::net::Cable;
 use host::{Gate, Io, IoThread};
-use hv::{Hypervisor, Outcome, Runner, Vcpu, VmConfig};
+use hv::{DebugCaps, Hypervisor, Outcome, Runner, Vcpu, VmConfig};
 use lpc::Ns16550;
 use serde_json::json;
 
@@ -36,6 +38,8 @@ use crate::state::Paused;
 use crate::stop::{Method, Policy, Stopping};
 use crate::strict;
 use crate::watch::Watch;
+
+pub use self::debug::{Planted, linear_rip};
 
 /// The control register of the power management block, and its bit that says whether the guest has taken over ACPI.
 const PM1_CNT: u64 = 4;
@@ -191,6 +195,22 @@ enum Message {
     Change(Box<(Change, host::disk::Image)>, Sender<Result<(), String>>),
     Stop(Policy, Sender<Result<(), String>>),
     Question(Question),
+    /// A debugger has the machine stopped, or lets it go on.
+    Debugger(bool, Sender<Result<(), String>>),
+}
+
+/// Who keeps the machine from running. It runs when nobody does.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    /// By [`Order::Pause`].
+    people: bool,
+    debugger: bool,
+}
+
+impl Held {
+    fn any(self) -> bool {
+        self.people || self.debugger
+    }
 }
 
 /// Gives orders to a machine, from any thread.
@@ -228,6 +248,16 @@ impl Handle {
     pub fn stop(&self, policy: Policy) -> Result<(), String> {
         let (tx, answer) = channel();
         send(&self.0, Message::Stop(policy, tx));
+        answer.recv().unwrap_or_else(|_| Err("the machine has ended".to_owned()))
+    }
+
+    /// Stops the machine for a debugger, or lets it go on as far as the debugger is concerned.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn debugger_holds(&self, holds: bool) -> Result<(), String> {
+        let (tx, answer) = channel();
+        send(&self.0, Message::Debugger(holds, tx));
         answer.recv().unwrap_or_else(|_| Err("the machine has ended".to_owned()))
     }
 
@@ -305,8 +335,11 @@ pub struct Instance {
     asked: bool,
     stopping: Option<Stopping>,
     messages: Option<Receiver<Message>>,
-    /// It begins paused.
-    held: bool,
+    /// Who holds it when it begins.
+    held: Held,
+    /// Who is told of what stops a debugger's processor.
+    debugger: Option<debug::Tell>,
+    debug_caps: DebugCaps,
     _io: IoThread,
 }
 
@@ -471,6 +504,7 @@ impl Instance {
         }
 
         let (tell, told) = (tx.clone(), tx.clone());
+        let debug_caps = vm.caps().debug;
         let runner = Runner::new(vm.clone(), machine.clone(), move |outcome| send(&told, Message::Outcome(outcome)))?;
         let pause = runner.pauser();
         let a20 = Arc::new(AtomicBool::new(true));
@@ -522,7 +556,9 @@ impl Instance {
             asked: false,
             stopping: None,
             messages: Some(messages),
-            held: false,
+            held: Held::default(),
+            debugger: None,
+            debug_caps,
             _io: io,
         };
         instance.start(ResetKind::PowerOn)?;
@@ -603,7 +639,7 @@ impl Instance {
 
     /// The machine is to be paused when it begins to run, until [`Order::Resume`].
     pub fn hold(&mut self) {
-        self.held = true;
+        self.held.people = true;
     }
 
     /// Runs until the machine ends, or its processors have executed `until` instructions: then there is no way in which
@@ -614,7 +650,7 @@ impl Instance {
         }
         // Dropped at the end, and with it the questions that came too late.
         let messages = self.messages.take();
-        if !self.held {
+        if !self.held.any() {
             self.go();
         }
         let ended = messages.map_or((None, None), |messages| self.follow(&messages, until));
@@ -636,11 +672,12 @@ impl Instance {
 
     fn follow(&mut self, messages: &Receiver<Message>, until: Option<u64>) -> (Option<Ended>, Option<String>) {
         let mut kept: VecDeque<Message> = VecDeque::new();
-        let mut paused = self.held;
+        let mut held = self.held;
         let mut pressed = false;
         // What the guest is told when the machine goes on.
         let mut news: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
         loop {
+            let paused = held.any();
             let message = match kept.pop_front().map_or_else(|| self.next_message(messages), Ok) {
                 Ok(message) => message,
                 Err(RecvTimeoutError::Timeout) => match self.press_again(paused, &mut pressed) {
@@ -716,6 +753,30 @@ impl Instance {
                 Message::Outcome(Outcome::Halted) => return (Some(Ended::Halt), None),
                 Message::Outcome(Outcome::Failed(why)) => return (Some(Ended::Error), Some(why)),
                 Message::Outcome(Outcome::Limit) => return (None, None),
+                // Another processor was first: this one will come to the same place again.
+                Message::Outcome(Outcome::Debug(..)) if held.debugger => {}
+                Message::Outcome(Outcome::Debug(cpu, stop)) => match &self.debugger {
+                    Some(tell) => {
+                        self.halt();
+                        held.debugger = true;
+                        tell(cpu, stop);
+                    }
+                    None if paused => {}
+                    None => self.go(),
+                },
+                Message::Debugger(true, answer) => {
+                    if !paused {
+                        self.halt();
+                    }
+                    held.debugger = true;
+                    let _ = answer.send(Ok(()));
+                }
+                Message::Debugger(false, answer) => {
+                    let _ = answer.send(Ok(()));
+                    if std::mem::take(&mut held.debugger) && !held.people {
+                        self.go_on(&mut news, &mut pressed);
+                    }
+                }
                 Message::Change(what, answer) => {
                     let (change, image) = *what;
                     let done = self.media.change(&change, image).map(|tell| match paused {
@@ -750,25 +811,25 @@ impl Instance {
                                 self.gate.pass(|| uart.event(Event::Break));
                             }
                         }
-                        Order::Pause if !paused => {
-                            self.halt();
-                            paused = true;
+                        Order::Pause if !held.people => {
+                            if !paused {
+                                self.halt();
+                            }
+                            held.people = true;
                             self.events.tell("paused", json!({}));
                         }
-                        Order::Resume if paused => {
-                            paused = false;
+                        Order::Resume if held.people => {
+                            held.people = false;
                             self.media.retry();
-                            self.go();
-                            news.drain(..).for_each(|tell| self.gate.pass(tell));
-                            if std::mem::take(&mut pressed) {
-                                self.press();
+                            if !held.debugger {
+                                self.go_on(&mut news, &mut pressed);
                             }
                             self.events.tell("resumed", json!({}));
                         }
                         Order::Pause | Order::Resume | Order::Query | Order::Reset | Order::Kill => {}
                     }
                     self.asked |= matches!(order, Order::Reset | Order::Kill);
-                    self.answer(message, paused);
+                    self.answer(message, held.any());
                     match order {
                         Order::Reset => return (Some(Ended::Reboot), None),
                         Order::Kill => return (Some(Ended::PowerOff), None),
@@ -776,6 +837,15 @@ impl Instance {
                     }
                 }
             }
+        }
+    }
+
+    /// Goes on after a pause, and tells the guest of what came meanwhile.
+    fn go_on(&self, news: &mut Vec<Box<dyn FnOnce() + Send>>, pressed: &mut bool) {
+        self.go();
+        news.drain(..).for_each(|tell| self.gate.pass(tell));
+        if std::mem::take(pressed) {
+            self.press();
         }
     }
 

@@ -53,7 +53,7 @@ pub static MACHINE: Section = Section {
     ],
     sections: &[
         BOOT, DISK, CD, FLOPPY, NIC, SHARE, DEVICE, SERIAL, CPU, ACPI, SCREEN, RTC, LPC, FWCFG, SMBIOS, HOST, QUIRKS,
-        SANDBOX,
+        SANDBOX, DEBUG,
         STOP, AUTOSTART, VARS, BHYVE,
     ],
     rules: &[
@@ -76,7 +76,12 @@ pub static MACHINE: Section = Section {
         Rule::Unique { keys: &["nic.*.mac"], share: &[], only: None, what: "MAC address" },
         Rule::Unique { keys: &["share.*.name"], share: &[], only: None, what: "name" },
         Rule::Unique { keys: &["serial.*.backend"], share: &[], only: Some("stdio"), what: "backend" },
-        Rule::Unique { keys: &["serial.*.address", "screen.vnc"], share: &[], only: None, what: "address" },
+        Rule::Unique {
+            keys: &["serial.*.address", "screen.vnc", "debug.address"],
+            share: &[],
+            only: None,
+            what: "address",
+        },
     ],
     ..Section::EMPTY
 };
@@ -490,6 +495,19 @@ const SANDBOX: Section = Section {
         None,
         "directories of images to insert, beside those of the images that are configured",
     )],
+    ..Section::EMPTY
+};
+
+const DEBUG: Section = Section {
+    name: "debug",
+    help: "a debug server, for GDB",
+    keys: &[
+        key("address", Kind::Address, None, "TCP address to listen on"),
+        key("socket", IN_DIRECTORY, None, "UNIX socket to listen on instead"),
+        key("remote", Kind::Bool, Some("false"), "other hosts may reach it, and own the guest"),
+        key("wait", Kind::Bool, Some("false"), "the guest starts when a debugger lets it"),
+    ],
+    rules: &[Rule::Exclusive(&["address", "socket"])],
     ..Section::EMPTY
 };
 

@@ -27,7 +27,7 @@ pub enum Place {
 }
 
 /// A connection of either kind.
-pub(super) trait Stream: Read + Write + Source + Send {}
+pub(crate) trait Stream: Read + Write + Source + Send {}
 impl<T: Read + Write + Source + Send> Stream for T {}
 
 enum Socket {
@@ -79,14 +79,14 @@ impl Listener {
         &self.place
     }
 
-    pub(super) fn source(&mut self) -> &mut dyn Source {
+    pub(crate) fn source(&mut self) -> &mut dyn Source {
         match &mut self.socket {
             Socket::Tcp(listener) => listener,
             Socket::Unix(listener, _) => listener,
         }
     }
 
-    pub(super) fn accept(&self) -> io::Result<Box<dyn Stream>> {
+    pub(crate) fn accept(&self) -> io::Result<Box<dyn Stream>> {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (client, _): (TcpStream, _) = listener.accept()?;

@@ -213,8 +213,20 @@ impl Run {
     /// # Panics
     /// When there is no kill(1).
     pub fn terminate(&self) {
+        self.signal("-TERM");
+    }
+
+    /// Sends SIGINT.
+    ///
+    /// # Panics
+    /// When there is no kill(1).
+    pub fn interrupt(&self) {
+        self.signal("-INT");
+    }
+
+    fn signal(&self, signal: &str) {
         let pid = self.pid().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill(1)");
+        let sent = Command::new("kill").args([signal, &pid]).status().expect("kill(1)");
         assert!(sent.success());
     }
 

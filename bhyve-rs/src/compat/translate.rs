@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use cfg::bhyve::{Config, DEVICES, Device, Opts};
-use cfg::{Draft, Entry, Error, Errors, Node, Origin, Problem, Tree};
+use cfg::{Address, Draft, Entry, Error, Errors, Node, Origin, Problem, Tree};
 use devices::MODELS;
 use emu::Class;
 
@@ -136,6 +136,7 @@ pub fn to_machine(from: &Config) -> Result<Draft, Errors> {
         }
     }
     firmware(&mut out);
+    debugger(&mut out);
     (1..=4).for_each(|n| serial(&mut out, n));
     let coms = (1..=4).rev().find(|n| from.is_given(&format!("lpc.com{n}.path"))).unwrap_or(0);
     let mut counts = Counts { lines: coms, ..Counts::default() };
@@ -255,6 +256,36 @@ fn firmware(out: &mut Out) {
     if let Some((vars, origin)) = vars {
         out.set("boot.vars", &vars, &origin);
     }
+}
+
+/// The debug server. Port 0 is bhyve's word for none.
+fn debugger(out: &mut Out) {
+    let port = out.from.value("gdb.port").map(|value| value.text.clone());
+    if port.is_none_or(|port| port == "0") {
+        return;
+    }
+    let Some((port, origin)) = out.take("gdb.port") else { return };
+    match out.take("gdb.address") {
+        None => out.set("debug.address", &port, &origin),
+        Some((address, origin)) => {
+            let host = address.trim_matches(['[', ']']);
+            let at = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+            out.set("debug.address", &at, &origin);
+            if !is_here(host) {
+                out.set("debug.remote", "true", &origin);
+            }
+            // As it was written.
+            if address != host {
+                out.keep("gdb.address");
+            }
+        }
+    }
+    out.copy_bool("gdb.wait", "debug.wait");
+}
+
+/// Whether nobody but this host reaches an address.
+fn is_here(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
 
 /// A serial port. bhyve numbers them from 1.
@@ -478,9 +509,8 @@ fn viewers(out: &mut Out, node: &str) {
             None => place,
         };
         let host = at.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']));
-        let here = |host: &str| host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
         out.set("screen.vnc", &at, &origin);
-        if host.is_some_and(|host| !here(host)) {
+        if host.is_some_and(|host| !is_here(host)) {
             out.set("screen.vnc_remote", "true", &origin);
         }
     }
@@ -587,7 +617,7 @@ pub fn lacking(tree: &Tree) -> Vec<Error> {
                 format!("allowed: PROTOCOL:[ADDRESS]:PORT-[{GUEST}]:PORT, several with semicolons between")
             }
             ["tpm", "type"] => "there is no TPM".to_owned(),
-            ["gdb", "port"] if text != "0" => "there is no debug server in this version".to_owned(),
+            ["gdb", "port"] if text != "0" => "the debug server's place is debug.address".to_owned(),
             ["domains", n, "size" | "cpus"] if n != "0" => "there are no NUMA domains".to_owned(),
             _ => continue,
         };
@@ -644,6 +674,14 @@ pub fn from_machine(tree: &Tree, node: &Node) -> Result<(Config, Errors), Errors
     let bios = !node.child("boot").is_given("firmware") && !node.child("boot").is_given("kernel");
     if bios && tree.get("bhyve.bootrom").is_none() {
         said.set("bootrom", BUILT_IN);
+    }
+    let debug = node.child("debug");
+    if let Some(at) = debug.maybe::<&Address>("address") {
+        said.set("gdb.address", &at.host);
+        said.set("gdb.port", &at.port.to_string());
+        // An address says it by itself.
+        said.used.extend(["debug.address", "debug.remote"].map(str::to_owned));
+        said.copy("debug.wait", "gdb.wait");
     }
     said.set("pci.0.0.0.device", "hostbridge");
     let lpc = node.child("lpc").int("slot");
@@ -914,6 +952,10 @@ mod tests {
         "-l bootrom,bios",
         "-c 4 -m 512M -AHPw -u -S -C -Y -U 11111111-2222-3333-4444-555555555555",
         "-c 8,sockets=2,cores=2,threads=2 -x -W -e -D -M -K us",
+        "-G 1234 -c 2",
+        "-G 0.0.0.0:4000",
+        "-G w[::1]:4000 -o gdb.wait=false",
+        "-o gdb.port=0 -o gdb.address=localhost",
         "-p 0:1 -p 0:2 -p 1:3 -G w127.0.0.1:1234 -f opt/a,string=x -l fwcfg,qemu -l pc-testdev",
         "-n id=0,size=256M,cpus=0 -l tpm,swtpm,/t.sock,version=2.0 -l bootrom,D/rom,D/vars",
         "-o lpc.bootrom=bios -o own.key=1 -o system.sku=%(own.key) -o board.asset_tag=50%% -o chassis.version=2",

@@ -16,7 +16,6 @@ mod client;
 mod format;
 mod hextile;
 mod keys;
-mod listen;
 mod region;
 #[cfg(test)]
 mod tests;
@@ -33,9 +32,8 @@ use emu::{DeviceCell, Picture, View};
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use self::client::{Client, Gone};
-use self::listen::Stream;
-pub use self::listen::{Listener, Place};
 use crate::keyboard::{Layout, Typist};
+use crate::listen::{Listener, Stream};
 
 /// Kinds of security.
 const NONE: u8 = 1;
