@@ -5,6 +5,7 @@
 
 mod crossing;
 mod debug;
+mod debugger;
 mod gates;
 mod io;
 mod long;
