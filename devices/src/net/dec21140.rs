@@ -16,6 +16,7 @@
 //! Guests: de(4) and dc(4) of the BSDs, tlp(4), tulip of Linux, iPXE, the in-box drivers of Windows.
 
 mod filter;
+mod late;
 mod ring;
 mod rules;
 mod srom;
@@ -30,6 +31,7 @@ use emu::{
 use serde::{Deserialize, Serialize};
 
 use self::filter::Filter;
+use self::late::{LATE, Late, PACE};
 use self::rules::Rule;
 use self::srom::Design;
 use super::microwire::{Lines, Microwire};
@@ -197,6 +199,7 @@ struct Chip {
     /// What the next look at the lists waits for.
     look: u64,
     poll: u64,
+    late: Late,
     filter: Filter,
     rom: Microwire,
     mdio: Mdio,
@@ -230,6 +233,7 @@ impl Chip {
             waiting: None,
             look: LOOK,
             poll: 0,
+            late: Late::default(),
             filter: Filter::default(),
             rom,
             mdio: Mdio::default(),
@@ -251,7 +255,7 @@ struct Dec21140 {
     dma: DmaMem,
     irq: Arc<IrqLine>,
     /// By the numbers of the timers.
-    timers: [Arc<Timer>; 5],
+    timers: [Arc<Timer>; 7],
     is_21143: bool,
     has_phy: bool,
     /// What the ROM has at power-on.
@@ -298,7 +302,7 @@ impl Dec21140 {
             net,
             dma: slot.dma(),
             irq: slot.intx(Pin::A),
-            timers: [WORK, POLL, LOOKING, GENERAL, NEGOTIATING].map(|n| slot.timer(n)),
+            timers: [WORK, POLL, LOOKING, GENERAL, NEGOTIATING, LATE, PACE].map(|n| slot.timer(n)),
             is_21143,
             has_phy: design == Design::Mii,
             rom,
@@ -354,7 +358,7 @@ impl Dec21140 {
         // The pins are the board's.
         (fresh.outputs, fresh.pins) = (self.s.outputs, self.s.pins);
         self.s = fresh;
-        (WORK..=NEGOTIATING).for_each(|timer| self.cancel(timer));
+        (WORK..=PACE).for_each(|timer| self.cancel(timer));
         self.set_starved(false);
     }
 
@@ -390,13 +394,18 @@ impl Dec21140 {
             self.s.status |= sts::RPS;
         }
         self.s.waiting = None;
+        self.s.late.pace = 0;
         self.cancel(LOOKING);
+        self.cancel(PACE);
         self.set_starved(false);
+        // De(4) is about to change the filter, for which it needs descriptors.
+        self.give_all_back();
     }
 
     fn stop_transmitter(&mut self) {
         self.s.tx = Process::Stopped;
         self.s.status |= sts::TPS;
+        self.give_all_back();
         self.s.sending.clear();
         self.s.poll = 0;
         self.cancel(WORK);
@@ -556,12 +565,22 @@ impl Dec21140 {
             2 => self.receive(),
             3 => (self.s.rx_list, self.s.rx_at) = (value & !3, value & !3),
             4 => {
+                self.give_all_back();
                 (self.s.tx_list, self.s.tx_at) = (value & !3, value & !3);
                 self.demand();
             }
-            5 => self.s.status &= !(value & (sts::NORMAL | sts::ABNORMAL)),
+            5 => {
+                self.s.status &= !(value & (sts::NORMAL | sts::ABNORMAL));
+                if value & sts::RI != 0 {
+                    self.noted();
+                }
+                self.tell();
+            }
             6 => self.set_mode(value),
-            7 => self.s.mask = value & (sts::NORMAL | sts::ABNORMAL | sts::NIS | sts::AIS),
+            7 => {
+                self.s.mask = value & (sts::NORMAL | sts::ABNORMAL | sts::NIS | sts::AIS);
+                self.tell();
+            }
             9 => self.set_serial(value),
             10 => self.s.rom_address = value & 0x3_ffff,
             11 => self.set_timer(value),
@@ -618,6 +637,8 @@ impl Device for Dec21140 {
             Event::Link(up) => self.set_link(up),
             Event::Timer(WORK | POLL) => self.demand(),
             Event::Timer(LOOKING) => self.receive(),
+            Event::Timer(LATE) => self.give_one_back(),
+            Event::Timer(PACE) => self.paced(),
             Event::Timer(GENERAL) => {
                 self.s.status |= sts::GTE;
                 let again = if self.s.timer & 1 << 16 != 0 { self.s.timer } else { 0 };
@@ -648,7 +669,7 @@ impl Device for Dec21140 {
 
     fn restored(&mut self) {
         self.s.link &= self.net.is_some();
-        self.set_starved(self.s.waiting.is_some());
+        self.set_starved(self.s.waiting.is_some() || self.s.late.pace != 0);
     }
 }
 

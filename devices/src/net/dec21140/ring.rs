@@ -1,6 +1,7 @@
 //! Descriptors: four double words each, in a ring or in a chain, with two buffers.
 
 use super::filter::{Filter, Kind, SETUP};
+use super::late::Done;
 use super::rules::Rule;
 use super::{Dec21140, LOOK, LOOK_RARELY, POLL, Process, WORK, mode, sts};
 use crate::net::{BROADCAST, FCS, MIN_FRAME, crc32_le};
@@ -32,11 +33,11 @@ const NC: u32 = 1 << 10;
 /// TDES0 and RDES0.
 const ES: u32 = 1 << 15;
 /// TDES1.
-const IC: u32 = 1 << 31;
-const TX_LS: u32 = 1 << 30;
+pub(super) const IC: u32 = 1 << 31;
+pub(super) const TX_LS: u32 = 1 << 30;
 const TX_FS: u32 = 1 << 29;
 const FT1: u32 = 1 << 28;
-const SET: u32 = 1 << 27;
+pub(super) const SET: u32 = 1 << 27;
 const AC: u32 = 1 << 26;
 const FT0: u32 = 1 << 22;
 /// RDES0.
@@ -119,6 +120,9 @@ impl Dec21140 {
                 self.s.poll = 0;
                 return self.after(WORK, 1000);
             }
+            if self.is_late(self.s.tx_at) {
+                self.give_all_back();
+            }
             let Some(descriptor) = self.fetch(self.s.tx_at) else { return self.fatal() };
             if !descriptor.owned() {
                 return self.no_transmit_buffer(sent > 0);
@@ -129,7 +133,7 @@ impl Dec21140 {
             let status = if setup { self.setup(descriptor) } else { self.gather(descriptor) };
             let Some(status) = status else { return };
             self.s.tx_at = self.next(descriptor, self.s.tx_list);
-            self.dma.write_u32(descriptor.at.into(), status);
+            self.done(Done { at: descriptor.at, status, flags: descriptor.words[1] });
         }
     }
 
@@ -180,9 +184,7 @@ impl Dec21140 {
             Kind::HashOnly => mode::HP | mode::HO,
         };
         self.s.mode = self.s.mode & !mode::FILTER | shown;
-        if descriptor.words[1] & IC != 0 && Rule::SetupInterrupts.holds() {
-            self.s.status |= sts::TI;
-        }
+        self.s.late.is_de = descriptor.words[1] & (TX_FS | TX_LS) == TX_FS | TX_LS;
         Some(if Rule::SetupIsReturned.holds() { SETUP_DONE } else { descriptor.words[0] })
     }
 
@@ -208,9 +210,6 @@ impl Dec21140 {
         // The next one needs the room.
         frame.clear();
         self.s.sending = frame;
-        if flags & IC != 0 {
-            self.s.status |= sts::TI;
-        }
         Some(status)
     }
 
@@ -272,7 +271,7 @@ impl Dec21140 {
 
     /// Puts the frame that waits into the driver's buffers, if there are any.
     pub(super) fn receive(&mut self) {
-        if !self.dma.enabled() {
+        if !self.dma.enabled() || self.s.late.pace != 0 {
             return;
         }
         let Some((mut frame, mut status)) = self.s.waiting.take() else { return };
@@ -287,6 +286,7 @@ impl Dec21140 {
             self.s.waiting = Some((frame, status));
             return self.no_receive_buffer();
         }
+        let len = frame.len();
         self.place(&descriptors, frame, status);
         if self.s.rx != Process::Stopped {
             self.s.rx = Process::Running;
@@ -295,7 +295,10 @@ impl Dec21140 {
         self.s.status |= sts::RI;
         if self.starved {
             self.cancel(super::LOOKING);
-            self.set_starved(false);
+        }
+        let waits = self.pace(len);
+        if self.starved != waits {
+            self.set_starved(waits);
         }
     }
 

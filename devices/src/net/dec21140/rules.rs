@@ -52,6 +52,10 @@ pub(super) enum Rule {
     AllMulticastIsBroadcast,
     /// Groups in a list of perfect addresses are let in: without them no IPv6 neighbour is found.
     GroupsInTheList,
+    /// De(4) is told of one received frame at a time, or OpenBSD's leaves answers in its queue.
+    FramesComeOneByOne,
+    /// What de(4) has sent comes back when its ring is full, or OpenBSD's leaves packets in its queue.
+    SentFramesComeLate,
 }
 
 #[cfg(test)]
@@ -62,7 +66,7 @@ thread_local! {
 impl Rule {
     /// All of them.
     #[cfg(test)]
-    pub(super) const ALL: [Rule; 24] = {
+    pub(super) const ALL: [Rule; 26] = {
         use Rule::*;
         [
             UnmaskedStatusInterrupts,
@@ -89,6 +93,8 @@ impl Rule {
             HashesCount,
             AllMulticastIsBroadcast,
             GroupsInTheList,
+            FramesComeOneByOne,
+            SentFramesComeLate,
         ]
     };
 
