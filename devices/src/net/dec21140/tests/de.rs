@@ -1,6 +1,6 @@
 //! A driver that touches the chip as de(4) of FreeBSD 7 and 8 and of OpenBSD does: TI masked as long as its ring has
 //! room, the receiver off for each change of the filter and on again only in the setup frame's interrupt, CSR1 after
-//! each packet, CSR2 never. Its scenario ends with an error where the real one would stall, and each of the chip's
+//! each packet, CSR2 never, and OpenBSD's way to its start routine (`late.rs` of the device). Its scenario ends with an error where the real one would stall, and each of the chip's
 //! rules, broken on purpose, has to lead there.
 
 use std::collections::VecDeque;
@@ -19,6 +19,8 @@ const BUFFER: u64 = 0x800;
 const RX_COUNT: usize = 48;
 const RX_TARGET: usize = 32;
 const TX_COUNT: usize = 128;
+/// Ticks of the watchdog, of a second each, in which something has to be sent.
+const TICKS: u32 = 4;
 
 const PM: u32 = 1 << 7;
 const ALL: u32 = sts::NIS | sts::RI | sts::TI | sts::AIS | sts::FBE | sts::TPS | 1 << 5 | sts::TJT | sts::RPS;
@@ -55,8 +57,13 @@ struct De {
     tx_in: usize,
     tx_out: usize,
     tx_free: usize,
+    tx_timer: u32,
     queue: VecDeque<Vec<u8>>,
+    /// The start routine takes one packet.
+    start_one: bool,
     got: Vec<Vec<u8>>,
+    /// The most frames that one interrupt brought.
+    most: usize,
 }
 
 impl De {
@@ -85,8 +92,11 @@ impl De {
             tx_in: 0,
             tx_out: 0,
             tx_free: TX_COUNT,
+            tx_timer: 0,
             queue: VecDeque::new(),
+            start_one: false,
             got: Vec::new(),
+            most: 0,
         })
     }
 
@@ -105,6 +115,7 @@ impl De {
         (self.tx_in, self.tx_out, self.tx_free) = (0, 0, TX_COUNT);
         self.intrmask |= ALL;
         (self.doing_setup, self.want_setup) = (false, false);
+        (self.tx_timer, self.start_one) = (0, false);
         self.addr_filter();
     }
 
@@ -168,7 +179,7 @@ impl De {
             self.tx_intr()?;
         }
         if self.doing_setup || self.tx_free == 1 {
-            self.want_txstart = true;
+            (self.want_txstart, self.start_one) = (true, false);
             return Ok(());
         }
         self.r.dma().write(SETUP, &self.setup_bytes());
@@ -212,10 +223,12 @@ impl De {
                 return Ok(true);
             }
             self.want_txstart = false;
+            self.tx_timer = if self.tx_timer == 0 { TICKS } else { self.tx_timer };
         } else {
             self.want_txstart = true;
         }
         let listens = self.want_txstart || self.doing_setup;
+        self.start_one &= !listens;
         if listens != (self.intrmask & sts::TI != 0) {
             self.intrmask ^= sts::TI;
             self.r.write(7, self.intrmask);
@@ -234,10 +247,25 @@ impl De {
                 break;
             }
         }
+        self.start_one = self.queue.is_empty();
+        Ok(())
+    }
+
+    /// What OpenBSD calls, once for up to eight packets.
+    fn start_by_softnet(&mut self) -> Stall {
+        if !self.start_one {
+            return self.start();
+        }
+        if let Some(packet) = self.queue.pop_front()
+            && !self.txput(&packet)?
+        {
+            self.queue.push_front(packet);
+        }
         Ok(())
     }
 
     fn tx_intr(&mut self) -> Stall {
+        let mut sent = false;
         while self.tx_free < TX_COUNT {
             let at = TX_RING + 16 * self.tx_in as u64;
             let status = self.r.word(at);
@@ -253,6 +281,7 @@ impl De {
                     break;
                 }
                 must(status & 0x8000 == 0, "a frame was not sent")?;
+                sent = true;
                 continue;
             }
             self.doing_setup = false;
@@ -265,6 +294,11 @@ impl De {
                 self.r.write(6, self.cmdmode);
             }
         }
+        self.tx_timer = match self.tx_free {
+            TX_COUNT => 0,
+            _ if sent => TICKS,
+            _ => self.tx_timer,
+        };
         Ok(())
     }
 
@@ -318,7 +352,9 @@ impl De {
                 if misses & 0x0ffe_0000 != 0 {
                     self.overflow()?;
                 }
+                let before = self.got.len();
                 self.rx_intr(false)?;
+                self.most = self.most.max(self.got.len() - before);
             }
             if csr & sts::AIS != 0 {
                 self.r.write(6, self.cmdmode);
@@ -353,11 +389,19 @@ impl De {
         self.service()
     }
 
-    /// The watchdog's second: it takes what was sent, and nothing may be left by then.
+    /// The watchdog's seconds, in which nothing is left in the queue, and something of what was sent comes back.
     fn watchdog(&mut self) -> Stall {
-        self.wait()?;
-        self.tx_intr()?;
-        must(self.tx_free == TX_COUNT && self.queue.is_empty(), "transmission timeout")
+        for _ in 0..2 * TICKS {
+            self.wait()?;
+            self.r.bench.advance(1_000_000_000);
+            self.service()?;
+            if self.tx_timer != 0 {
+                self.tx_intr()?;
+            }
+            must(self.tx_timer != 1, "transmission timeout")?;
+            self.tx_timer = self.tx_timer.saturating_sub(1);
+        }
+        must(self.queue.is_empty(), "packets are left in the queue")
     }
 
     fn receives(&mut self) -> Stall {
@@ -457,6 +501,22 @@ fn scenario(by_memory: bool) -> Stall {
     }
     must(de.intrmask & sts::TI == 0, "TI is masked while there is room")?;
 
+    // Frames come together, and each finds the driver ready.
+    must(de.most == 1, "answers stay in the queue")?;
+    // Packets are there together, and OpenBSD starts de once.
+    de.sends(TX_COUNT, 9)?;
+    for count in [1, 2, 7] {
+        de.queue.extend((0..count).map(|n| frame(BROADCAST, 60, n)));
+        de.start_by_softnet()?;
+        de.service()?;
+        must(de.r.net.sent().len() == usize::from(count) && de.queue.is_empty(), "packets stay in the queue")?;
+    }
+    // A medium without traffic, for long: there is room again.
+    for _ in 0..40 {
+        de.watchdog()?;
+    }
+    must(de.tx_free == TX_COUNT, "what was sent has not come back")?;
+
     // The bus is slow: the ring fills, and TI is awaited again.
     de.r.net.sent();
     de.r.bench.config_write(0x04, 2, 3);
@@ -471,7 +531,10 @@ fn scenario(by_memory: bool) -> Stall {
     // A burst that the driver is too busy for: all descriptors used up, and one frame missed.
     let burst: Vec<_> = (0..RX_TARGET as u8 + 1).map(|n| frame(MAC, 100, n)).collect();
     de.got.clear();
-    burst.iter().for_each(|frame| de.r.cell.event(Event::Frame(frame.clone())));
+    for frame in &burst {
+        de.r.cell.event(Event::Frame(frame.clone()));
+        de.r.bench.advance(25_000_000);
+    }
     de.r.cell.event(Event::Frame(frame(MAC, 100, 99)));
     de.wait()?;
     must(de.got == burst, "what came before an overflow was lost")?;
