@@ -11,7 +11,7 @@
 //!   once would be answered at once.
 //! - What was sent comes back late: one frame each time that the driver unmasks TI, which it does when its ring is full.
 //!   With a ring that is always full, each packet goes by way of the interrupt, where de(4) takes the whole queue. One
-//!   comes back by itself every two seconds, since after four without any its watchdog says "transmission timeout".
+//!   comes back by itself each 300 ms, since after two seconds without any its watchdog says "transmission timeout".
 
 use std::collections::VecDeque;
 
@@ -26,7 +26,7 @@ pub(super) const LATE: u32 = 5;
 pub(super) const PACE: u32 = 6;
 
 /// Nanoseconds until a frame comes back by itself.
-const AT_LAST: u64 = 2_000_000_000;
+const AT_LAST: u64 = 300_000_000;
 /// How long a frame waits for a driver that takes no note of the last one.
 const PATIENCE: u64 = 20_000_000;
 /// What a byte takes at 100 Mbit/s, and what a frame has besides its bytes: FCS, preamble and gap.

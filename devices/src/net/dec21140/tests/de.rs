@@ -20,7 +20,7 @@ const RX_COUNT: usize = 48;
 const RX_TARGET: usize = 32;
 const TX_COUNT: usize = 128;
 /// Ticks of the watchdog, of a second each, in which something has to be sent.
-const TICKS: u32 = 4;
+const TICKS: u32 = 2;
 
 const PM: u32 = 1 << 7;
 const ALL: u32 = sts::NIS | sts::RI | sts::TI | sts::AIS | sts::FBE | sts::TPS | 1 << 5 | sts::TJT | sts::RPS;
@@ -391,7 +391,7 @@ impl De {
 
     /// The watchdog's seconds, in which nothing is left in the queue, and something of what was sent comes back.
     fn watchdog(&mut self) -> Stall {
-        for _ in 0..2 * TICKS {
+        for _ in 0..8 {
             self.wait()?;
             self.r.bench.advance(1_000_000_000);
             self.service()?;
@@ -512,7 +512,7 @@ fn scenario(by_memory: bool) -> Stall {
         must(de.r.net.sent().len() == usize::from(count) && de.queue.is_empty(), "packets stay in the queue")?;
     }
     // A medium without traffic, for long: there is room again.
-    for _ in 0..40 {
+    for _ in 0..10 {
         de.watchdog()?;
     }
     must(de.tx_free == TX_COUNT, "what was sent has not come back")?;
