@@ -330,8 +330,12 @@ fn drive(n: usize, plugged: &Plugged) -> Drive {
             (format!("{what}, IDE {} {}", words.0, words.1), Some(place))
         }
         Some((model, bdf, unit)) => {
-            let interface = if cd { "ATAPI" } else { "ATA" };
-            let place = Place { pci: (bdf.bus, bdf.dev, bdf.func), interface, unit: (unit as u8, 0), ide: None };
+            let (interface, unit_there) = match (model.name, cd) {
+                ("virtio-scsi", _) => ("SCSI", (0, unit as u8)),
+                (_, true) => ("ATAPI", (unit as u8, 0)),
+                _ => ("ATA", (unit as u8, 0)),
+            };
+            let place = Place { pci: (bdf.bus, bdf.dev, bdf.func), interface, unit: unit_there, ide: None };
             (format!("{what} {unit}, {} {bdf}", model.name), Some(place))
         }
     };

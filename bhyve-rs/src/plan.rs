@@ -545,6 +545,7 @@ impl Plan {
                 let Bdf { dev, func, .. } = placed.bdf;
                 let at = if func == 0 { format!("{dev:x}") } else { format!("{dev:x},{func:x}") };
                 paths.push(match placed.model.name {
+                    "virtio-scsi" => format!("/pci@i0cf8/scsi@{at}/channel@0/disk@{n:x},0"),
                     name if name.starts_with("virtio") => format!("/pci@i0cf8/scsi@{at}/disk@0,0"),
                     "nvme" => format!("/pci@i0cf8/pci8086,5845@{at}/namespace@{},0", n + 1),
                     name if name.starts_with("ahci") => format!("/pci@i0cf8/pci8086,2922@{at}/drive@{n}/disk@0"),

@@ -38,5 +38,6 @@ pub static MODELS: &[&Model] = &[
     &virtio::rnd::MODEL,
     &virtio::console::MODEL,
     &virtio::p9::MODEL,
+    &virtio::scsi::MODEL,
     &lpc::UART,
 ];

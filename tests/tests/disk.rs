@@ -213,6 +213,30 @@ fn many_queues_fill_nvme_namespaces_that_another_boot_reads() {
 }
 
 #[test]
+fn scsi_disks_are_filled_through_resets_and_another_boot_reads_them_beside_a_cd() {
+    let (raw, files) = (Image::empty("scsi", 8 * MIB), Image::empty("scsi-files", 24 * MIB));
+    let disc = Image::with("scsi-disc", &iso(&stream(300_000)));
+    let mut settings = vec!["cpus=4".to_owned()];
+    for (n, disk) in [&raw, &files].iter().enumerate() {
+        settings.push(format!("disk.{n}.path={}", disk.path()));
+        settings.push(format!("disk.{n}.model=virtio-scsi"));
+    }
+    let args = "test=disk,dmesg disk.driver=virtio_scsi disk.mib=4 disk.blocks=4";
+    let Some(ended) = boot("amd64", &settings, &format!("{args} disk.files=1")) else { return };
+    let said = ended.result("disk").1;
+    assert!(said.contains("sectors=16384 queues=4 resets=1 cache=writeback unmap=2147483648 model=HARDDISK"), "{said}");
+    assert!(said.contains("PCI-MSI"), "{said}");
+    assert!(raw.has_stream(4 * MIB), "the image is not what the guest wrote");
+    assert_eq!(files.fsck(), "");
+    let cd = ["cpus=1".to_owned(), format!("cd.0.path={}", disc.path()), "cd.0.model=virtio-scsi".to_owned()];
+    let settings = [&settings[1..3], &cd].concat();
+    let args = format!("{args} test=cd disk.keep=1 pci=nomsi");
+    let ended = boot("amd64", &settings, &args).expect("the guest is there");
+    assert!(ended.result("disk").1.contains("sectors=16384 kept"), "{}", ended.console);
+    assert!(ended.result("cd").1.contains("bytes=300000 ") && ended.result("cd").1.contains("model=CD-ROM"));
+}
+
+#[test]
 #[ignore = "part of tests/matrix"]
 fn four_processors_fill_ahci_and_nvme_disks_twice_in_the_same_way() {
     for name in ["ahci", "nvme"] {

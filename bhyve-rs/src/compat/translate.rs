@@ -393,6 +393,31 @@ fn device(out: &mut Out, counts: &mut Counts, at: &str) {
                 place(out, &next(&mut counts.others, "device"), "ahci");
             }
         }
+        // FreeBSD's CTL stays kept; see `lacking`.
+        ("virtio-scsi", _) => {
+            let ids = out.from.names(&key("target"));
+            let named = ids.iter().map(|id| (id.clone(), key(&format!("target.{id}"))));
+            let first = out.from.is_given(&key("dev")).then(|| ("0".to_owned(), key("dev")));
+            let of = |out: &Out, at: &str| out.from.value(at).map(|value| value.text.clone()).unwrap_or_default();
+            let images: Vec<_> =
+                first.into_iter().chain(named).filter(|(_, at)| !of(out, at).starts_with(CTL)).collect();
+            for (id, path) in &images {
+                let element = next(&mut counts.disks, "disk");
+                place(out, &element, &model);
+                if images.len() > 1 || id != "0" {
+                    out.set(&format!("{element}.unit"), id, &Origin::named("bhyve(8)"));
+                }
+                for name in SHARED {
+                    out.copy(&key(name), &format!("{element}.{name}"));
+                }
+                out.copy(path, &format!("{element}.path"));
+                // As such they are told of on the way back.
+                if path.ends_with(".dev") {
+                    out.keep(path);
+                }
+                bootindex(out, counts, &node, "disk");
+            }
+        }
         (_, Some(Class::Storage { .. })) => {
             let element = next(&mut counts.disks, "disk");
             place(out, &element, &model);
@@ -456,6 +481,22 @@ fn keys_of(out: &mut Out, element: &str, node: &str, model: &str) {
     }
 }
 
+/// What begins the path of a port of FreeBSD's CAM target layer.
+const CTL: &str = "/dev/cam/ctl";
+/// Keys of a SCSI controller, whatever is at it.
+const SHARED: [&str; 3] = ["version", "ioeventfd", "queues"];
+
+/// Takes a drive's place in the order in which they are tried. It is kept beside what is made of it.
+fn bootindex(out: &mut Out, counts: &mut Counts, node: &str, word: &'static str) {
+    let key = format!("{node}.bootindex");
+    let Some((_, origin)) = out.take(&key) else { return };
+    match out.from.int(&key, 0..=i64::from(u16::MAX)) {
+        Ok(index) => counts.boot.extend(index.map(|index| (index, word, origin))),
+        Err(e) => out.errors.push(*e),
+    }
+    out.keep(&key);
+}
+
 /// A disk or a CD-ROM: bhyve's options for all that is a block device.
 fn block(out: &mut Out, counts: &mut Counts, element: &str, node: &str, word: &'static str) {
     let key = |name: &str| format!("{node}.{name}");
@@ -467,13 +508,7 @@ fn block(out: &mut Out, counts: &mut Counts, element: &str, node: &str, word: &'
     if model == "ahci" {
         out.copy(&key("model"), &ours("product"));
     }
-    if let Some(origin) = out.take(&key("bootindex")).map(|(_, origin)| origin) {
-        match out.from.int(&key("bootindex"), 0..=i64::from(u16::MAX)) {
-            Ok(index) => counts.boot.extend(index.map(|index| (index, word, origin))),
-            Err(e) => out.errors.push(*e),
-        }
-        out.keep(&key("bootindex"));
-    }
+    bootindex(out, counts, node, word);
     // A disc is read-only, and nothing of it is written, whatever is said.
     if word == "cd" {
         return;
@@ -604,9 +639,11 @@ pub fn lacking(tree: &Tree) -> Vec<Error> {
             ["pci", bus, _, _, "device"] if bus != "0" => "there is one PCI bus in this version, 0".to_owned(),
             ["pci", _, _, _, "device"] => match text.as_str() {
                 "hostbridge" | "lpc" => continue,
+                "virtio-scsi" => format!("its targets are images here, target=[ID:]PATH; there is no way to {CTL}"),
                 "passthru" => "devices of the host are not passed through to guests".to_owned(),
                 device => format!("there is no {device} in this version"),
             },
+            ["pci", _, _, _, "target", _] => format!("there is no way to {CTL} in this version"),
             // Of a device that there is.
             ["pci", bus, slot, function, "backend"]
                 if tree.get(&format!("bhyve.pci.{bus}.{slot}.{function}.device")).is_none() =>
@@ -811,6 +848,20 @@ impl Said<'_> {
         self.used.extend(["model", "backend", "path", "address"].map(|key| format!("{section}.{key}")));
     }
 
+    /// A target of a SCSI controller. There is no word for a disc, nor for most else.
+    fn target(&mut self, at: &str, unit: usize, section: &str, element: &Node) {
+        let theirs = |name: &str| match name {
+            "path" if section.starts_with("disk") => Some(format!("{at}.target.{unit}")),
+            name => SHARED.contains(&name).then(|| format!("{at}.{name}")),
+        };
+        for (name, value) in element.settings().filter(|(name, _)| element.is_given(name)) {
+            if let Some(theirs) = theirs(name) {
+                self.set(&theirs, &value.to_string());
+                self.used.insert(format!("{section}.{name}"));
+            }
+        }
+    }
+
     /// What a section says of a device at `at`.
     fn device(&mut self, at: &str, model: &str, unit: usize, section: &str) {
         let (kind, index) = section.split_once('.').unwrap_or((section, "0"));
@@ -827,6 +878,9 @@ impl Said<'_> {
             self.serial(&at, &element);
         }
         self.used.extend(["model", "slot", "unit"].map(|key| format!("{section}.{key}")));
+        if model == "virtio-scsi" {
+            return self.target(&at, unit, section, &element);
+        }
         if model == "ahci" {
             self.set(&format!("{at}.type"), if kind == "cd" { "cd" } else { "hd" });
         }
@@ -973,6 +1027,7 @@ mod tests {
         "-s 29,fbuf -K none",
         "-s 5,hda,play=/dev/dsp0 -s 6,virtio-9p,share=D/,ro -s 7,virtio-console,a=/s -s 8,uart,/dev/ttyu1",
         "-s 5,virtio-9p,a=/ -s 6:1,virtio-9p,b=D/ -s 6:0,virtio-rnd",
+        "-s 4,virtio-scsi,target=D/a,target=9:D/b,queues=2,bootindex=1 -s 5,virtio-scsi,D/c,iid=3 -s 6,virtio-scsi",
         "-s 5,passthru,1/2/3 -s 6,virtio-scsi,/dev/cam/ctl1.1,iid=2 -s 7,virtio-input,/dev/input/event0 -s 2:3:0,virtio-rnd",
     ];
 

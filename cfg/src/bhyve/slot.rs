@@ -11,6 +11,8 @@ pub enum Opts {
     Plain,
     /// The first is the value of this key, the others as above.
     First(&'static str),
+    /// The path of one target, or `target=[id:]path` for each; the others as above.
+    Targets,
     /// `hd:path,options,cd:path,...`: a port each.
     Ports,
     /// The path and the options of port 0, which is of this type.
@@ -69,7 +71,7 @@ pub const DEVICES: &[Device] = &[
     device("virtio-input", Opts::First("path")),
     device("virtio-net", Opts::First("backend")),
     device("virtio-rnd", Opts::Plain),
-    device("virtio-scsi", Opts::First("dev")),
+    device("virtio-scsi", Opts::Targets),
     device("xhci", Opts::Slots),
 ];
 
@@ -112,6 +114,29 @@ pub(super) fn set(config: &mut Config, opt: &str, extra: &[Device], origin: &Ori
                 set(key, first)?;
             }
             words.try_for_each(|word| option(&mut set, word))
+        }
+        Opts::Targets => {
+            let mut words = words.peekable();
+            let mut last = None;
+            if let Some(path) = words.next_if(|word| !word.contains('=')).filter(|path| !path.is_empty()) {
+                set("dev", path)?;
+                last = Some(0);
+            }
+            let mut taken = Vec::new();
+            words.try_for_each(|word| {
+                let Some(target) = word.strip_prefix("target=") else { return option(&mut set, word) };
+                let (id, path) = match target.split_once(':').filter(|_| !target.starts_with('/')) {
+                    Some((id, path)) => (id.parse().ok(), path),
+                    None => (last.map_or(Some(0), |last: u8| last.checked_add(1)), target),
+                };
+                let id = id.filter(|_| !path.is_empty()).ok_or_else(|| bad("it is target=[id:]path, id 0 to 255"))?;
+                if taken.contains(&id) {
+                    return Err(bad("two targets have one id"));
+                }
+                taken.push(id);
+                last = last.max(Some(id));
+                set(&format!("target.{id}"), path)
+            })
         }
         Opts::Port(kind) => {
             set("port.0.type", kind)?;

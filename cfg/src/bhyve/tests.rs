@@ -138,6 +138,11 @@ const LINES: &[(&str, &str)] = &[
         "bhyve -s 4,virtio-scsi,/dev/cam/ctl1.0,iid=3 vm",
         "name=vm pci.0.4.0.dev=/dev/cam/ctl1.0 pci.0.4.0.device=virtio-scsi pci.0.4.0.iid=3",
     ),
+    (
+        "bhyve -s 4,virtio-scsi,target=/a,target=7:/b,target=/c,iid=1 vm",
+        "name=vm pci.0.4.0.device=virtio-scsi pci.0.4.0.iid=1 pci.0.4.0.target.0=/a pci.0.4.0.target.7=/b \
+         pci.0.4.0.target.8=/c",
+    ),
     ("bhyve -s 4,virtio-scsi vm", "name=vm pci.0.4.0.device=virtio-scsi"),
     (
         "bhyve -s 5,virtio-9p,share=/usr/share,ro vm",

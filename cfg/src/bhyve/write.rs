@@ -29,6 +29,7 @@ impl Config {
                     let mut words = vec![place, device.to_owned()];
                     let first = match known.opts {
                         Opts::First(key) => Some(key),
+                        Opts::Targets => Some("dev"),
                         Opts::PathOrRam => Some("path"),
                         _ => None,
                     };
@@ -36,8 +37,17 @@ impl Config {
                     if let Some(key) = first.filter(|key| fits(key)) {
                         words.extend(take(&format!("{node}.{key}")));
                     }
-                    if first.is_none_or(|_| words.len() == 3)
-                        && matches!(known.opts, Opts::First(_) | Opts::Plain | Opts::PathOrRam)
+                    let targets =
+                        if known.opts == Opts::Targets { self.names(&format!("{node}.target")) } else { Vec::new() };
+                    for id in targets {
+                        if fits(&format!("target.{id}"))
+                            && let Some(path) = take(&format!("{node}.target.{id}"))
+                        {
+                            words.push(format!("target={id}:{path}"));
+                        }
+                    }
+                    if first.is_none_or(|_| words.len() >= 3)
+                        && matches!(known.opts, Opts::First(_) | Opts::Targets | Opts::Plain | Opts::PathOrRam)
                     {
                         for key in self.names(&node) {
                             if fits(&key)

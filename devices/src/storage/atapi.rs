@@ -1,8 +1,4 @@
-//! The command set of CD-ROM drives: PACKET of ATA/ATAPI-6, and the SCSI commands of SFF-8020i and MMC-3 in it.
-//!
-//! Modelled: one data track in one session, cooked reads by PIO and DMA, table of contents, the mode pages and
-//! features that drivers ask for, the tray with its lock, and a change of the disc, which the next command hears of as
-//! UNIT ATTENTION. Not modelled: audio, raw sectors, writing.
+//! CD-ROM drives on ATA: PACKET of ATA/ATAPI-6, by PIO and DMA. What is in the packets is the business of `mmc`.
 
 use emu::backend::{Completion, DiskOp};
 use emu::{DmaMem, IoVec};
@@ -10,14 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::ata::{cable_word, dma_words, seal};
 use super::drive::{ABRT, Buffer, CommandSet, DRDY, Drive, DriveState, Job, Phase};
+use super::mmc::{ATAPI, Answer, BAD_FIELD, Mmc, READ_ERROR, SECTOR, Sense};
 use super::sata::serial_words;
 
-/// Bytes in a sector.
-const SECTOR: u64 = 2048;
 /// Sectors that a PIO read fetches at once.
 const LOOK_AHEAD: u32 = 8;
-/// Discs of more sectors are DVDs.
-const LARGEST_CD: u64 = 450_000;
 /// The longest list of parameters that is taken.
 const MAX_PARAMETERS: usize = 256;
 
@@ -25,26 +18,6 @@ const MAX_PARAMETERS: usize = 256;
 const REASON_PACKET: u8 = 1;
 const REASON_TO_HOST: u8 = 2;
 const REASON_OVER: u8 = 3;
-
-/// Sense key, additional sense code and its qualifier.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Sense(u8, u8, u8);
-
-const NOT_READY: Sense = Sense(2, 0x3a, 0);
-const TRAY_OPEN: Sense = Sense(2, 0x3a, 2);
-const READ_ERROR: Sense = Sense(3, 0x11, 0);
-const UNKNOWN_COMMAND: Sense = Sense(5, 0x20, 0);
-const OUT_OF_RANGE: Sense = Sense(5, 0x21, 0);
-const BAD_FIELD: Sense = Sense(5, 0x24, 0);
-const NO_SAVED_PAGES: Sense = Sense(5, 0x39, 0);
-const LOCKED: Sense = Sense(5, 0x53, 2);
-const BAD_MODE: Sense = Sense(5, 0x64, 0);
-const NEW_DISC: Sense = Sense(6, 0x28, 0);
-const POWERED_ON: Sense = Sense(6, 0x29, 0);
-
-/// Media events of GET EVENT STATUS NOTIFICATION.
-const EVENT_NEW: u8 = 2;
-const EVENT_REMOVED: u8 = 3;
 
 /// The packet command under way.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -64,26 +37,14 @@ struct Packet {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Atapi {
     packet: Packet,
-    sense: Sense,
-    /// What the next command is told first.
-    attention: Option<Sense>,
-    media_event: u8,
-    locked: bool,
-    tray_open: bool,
+    #[serde(flatten)]
+    drive: Mmc,
     dma_mode: u8,
 }
 
 impl Default for Atapi {
     fn default() -> Atapi {
-        Atapi {
-            packet: Packet::default(),
-            sense: Sense::default(),
-            attention: Some(POWERED_ON),
-            media_event: 0,
-            locked: false,
-            tray_open: false,
-            dma_mode: 0x22,
-        }
+        Atapi { packet: Packet::default(), drive: Mmc::default(), dma_mode: 0x22 }
     }
 }
 
@@ -97,35 +58,6 @@ impl Atapi {
     pub fn dma_unit(&self) -> u64 {
         if self.packet.left > 0 { SECTOR } else { 1 }
     }
-}
-
-/// How the command in a packet ends, or goes on.
-enum Answer {
-    /// Data for the guest, cut to the length that it allows.
-    Data(Vec<u8>, usize),
-    /// Sectors.
-    Read(u64, u32),
-    /// The guest is to send so many bytes.
-    Parameters(usize),
-    /// Nothing more.
-    Done,
-}
-
-fn be16(b: &[u8]) -> usize {
-    usize::from(u16::from_be_bytes([b[0], b[1]]))
-}
-
-fn be32(b: &[u8]) -> u32 {
-    u32::from_be_bytes([b[0], b[1], b[2], b[3]])
-}
-
-/// A place on the disc, as a number or as minute, second and frame.
-fn place(lba: u32, msf: bool) -> [u8; 4] {
-    if !msf {
-        return lba.to_be_bytes();
-    }
-    let frames = lba + 150;
-    [0, (frames / 4500).min(255) as u8, (frames / 75 % 60) as u8, (frames % 75) as u8]
 }
 
 impl DriveState {
@@ -213,7 +145,7 @@ impl Drive {
     fn check(&mut self, sense: Sense) {
         let atapi = self.atapi();
         atapi.packet = Packet::default();
-        atapi.sense = sense;
+        atapi.drive.told.sense = sense;
         self.fail(sense.0 << 4 | if sense.0 == 5 { ABRT } else { 0 });
         self.state.regs.set_count(REASON_OVER);
     }
@@ -226,7 +158,8 @@ impl Drive {
             return self.packet_over();
         }
         atapi.packet.known = true;
-        match self.execute(&bytes) {
+        let CommandSet::Atapi(atapi) = &mut self.state.set else { return };
+        match atapi.drive.execute(&bytes, &mut self.disk, ATAPI) {
             Ok(Answer::Done) => self.packet_over(),
             Ok(Answer::Data(mut bytes, allowed)) => {
                 bytes.truncate(allowed);
@@ -349,257 +282,11 @@ impl Drive {
         }
     }
 
-    /// The disc's size in sectors, if there is one and the tray is closed.
-    fn disc(&mut self) -> Result<u64, Sense> {
-        if self.atapi().tray_open {
-            return Err(TRAY_OPEN);
-        }
-        let size = self.disk.as_ref().map_or(0, |d| d.size()).div_ceil(SECTOR);
-        if size > 0 { Ok(size.min(u32::MAX.into())) } else { Err(NOT_READY) }
-    }
-
     /// Somebody outside put another disc in, or took it out, and closed the tray.
     pub fn medium_changed(&mut self) {
-        if self.packet() {
-            self.atapi().tray_open = false;
-            self.tray_moved();
+        if let CommandSet::Atapi(atapi) = &mut self.state.set {
+            atapi.drive.medium_changed(&self.disk);
         }
-    }
-
-    /// Tells whether there is a disc now.
-    fn tray_moved(&mut self) {
-        let there = self.disc().is_ok();
-        let atapi = self.atapi();
-        atapi.media_event = if there { EVENT_NEW } else { EVENT_REMOVED };
-        atapi.attention = there.then_some(NEW_DISC).or(atapi.attention);
-    }
-
-    /// Does what a packet says.
-    fn execute(&mut self, c: &[u8]) -> Result<Answer, Sense> {
-        let atapi = self.atapi();
-        // REQUEST SENSE, INQUIRY, GET CONFIGURATION and GET EVENT STATUS NOTIFICATION work whatever there is to tell.
-        if !matches!(c[0], 0x03 | 0x12 | 0x46 | 0x4a)
-            && let Some(sense) = atapi.attention.take()
-        {
-            return Err(sense);
-        }
-        let sense = std::mem::take(&mut atapi.sense);
-        match c[0] {
-            // TEST UNIT READY.
-            0x00 => self.disc().map(|_| Answer::Done),
-            0x03 => {
-                let sense = if sense == Sense::default() { atapi.attention.take().unwrap_or(sense) } else { sense };
-                let mut bytes = vec![0; 18];
-                (bytes[0], bytes[2], bytes[7], bytes[12], bytes[13]) = (0x70, sense.0, 10, sense.1, sense.2);
-                Ok(Answer::Data(bytes, c[4].into()))
-            }
-            0x12 if c[1] & 3 != 0 => Err(BAD_FIELD),
-            0x12 => {
-                let mut bytes = vec![0x05, 0x80, 0x00, 0x21, 31, 0, 0, 0];
-                bytes.extend(format!("{:8}{:16}{:4.4}", "BHYVE-RS", "CD-ROM", env!("CARGO_PKG_VERSION")).bytes());
-                Ok(Answer::Data(bytes, c[4].into()))
-            }
-            // MODE SELECT: what can be set makes no difference.
-            0x15 => Ok(Answer::Parameters(c[4].into())),
-            0x55 => Ok(Answer::Parameters(be16(&c[7..]))),
-            0x1a | 0x5a => self.mode_sense(c),
-            0x1b => self.start_stop(c[4]),
-            0x1e => {
-                let locked = c[4] & 1 != 0;
-                atapi.locked = locked;
-                self.disk.iter_mut().for_each(|disk| disk.lock(locked));
-                Ok(Answer::Done)
-            }
-            0x25 => {
-                let last = (self.disc()? - 1) as u32;
-                Ok(Answer::Data([last.to_be_bytes(), (SECTOR as u32).to_be_bytes()].concat(), 8))
-            }
-            0x28 => self.read_sectors(be32(&c[2..]), be16(&c[7..]) as u32),
-            0xa8 => self.read_sectors(be32(&c[2..]), be32(&c[6..])),
-            // READ CD: what is asked for of a sector must be its user data, or nothing.
-            0xbe => match c[9] & 0xf8 {
-                0x10 => self.read_sectors(be32(&c[2..]), be32(&[0, c[6], c[7], c[8]])),
-                0x00 => self.disc().map(|_| Answer::Done),
-                _ => Err(BAD_MODE),
-            },
-            // SEEK.
-            0x2b => match self.disc()? > be32(&c[2..]).into() {
-                true => Ok(Answer::Done),
-                false => Err(OUT_OF_RANGE),
-            },
-            0x43 => self.read_toc(c),
-            0x46 => Ok(self.configuration(c)),
-            0x4a => self.event_status(c),
-            // READ DISC INFORMATION: complete, one session with one track.
-            0x51 => {
-                self.disc()?;
-                let mut bytes = vec![0; 34];
-                bytes[..8].copy_from_slice(&[0, 32, 0x0e, 1, 1, 1, 1, 0x20]);
-                bytes[16..24].fill(0xff);
-                Ok(Answer::Data(bytes, be16(&c[7..])))
-            }
-            // SET CD SPEED.
-            0xbb => Ok(Answer::Done),
-            // MECHANISM STATUS.
-            0xbd => {
-                let open = u8::from(atapi.tray_open) << 4;
-                Ok(Answer::Data(vec![0, open, 0, 0, 0, 0, 0, 0], be16(&c[8..])))
-            }
-            _ => Err(UNKNOWN_COMMAND),
-        }
-    }
-
-    fn read_sectors(&mut self, lba: u32, count: u32) -> Result<Answer, Sense> {
-        if u64::from(lba) + u64::from(count) > self.disc()? {
-            return Err(OUT_OF_RANGE);
-        }
-        Ok(Answer::Read(lba.into(), count))
-    }
-
-    fn start_stop(&mut self, what: u8) -> Result<Answer, Sense> {
-        match what & 3 {
-            // Start and stop without moving the tray.
-            0 => {}
-            1 => drop(self.disc()?),
-            2 if self.atapi().locked => return Err(LOCKED),
-            eject => {
-                let open = eject == 2;
-                if std::mem::replace(&mut self.atapi().tray_open, open) != open {
-                    self.tray_moved();
-                }
-            }
-        }
-        Ok(Answer::Done)
-    }
-
-    fn mode_sense(&mut self, c: &[u8]) -> Result<Answer, Sense> {
-        let (control, wanted) = (c[2] >> 6, c[2] & 0x3f);
-        if control == 3 {
-            return Err(NO_SAVED_PAGES);
-        }
-        let medium = match self.disc() {
-            Ok(_) => 0x01,
-            Err(TRAY_OPEN) => 0x71,
-            Err(_) => 0x70,
-        };
-        let locked = u8::from(self.atapi().locked) << 1;
-        let pages: [&[u8]; 3] = [
-            // Error recovery.
-            &[0x01, 6, 0, 5, 0, 0, 0, 0],
-            // Audio control.
-            &[0x0e, 14, 4, 0, 0, 0, 0, 75, 1, 255, 2, 255, 0, 0, 0, 0],
-            // Capabilities: reads CD-R, CD-RW and DVD; multi-session, modes 2; tray, lock and eject; 16 times the
-            // speed of an audio disc, a buffer of 512 KiB.
-            &[0x2a, 18, 0x0b, 0, 0x70, 0, 0x29 | locked, 0, 0x0b, 0, 0, 2, 2, 0, 0x0b, 0, 0, 0, 0, 0],
-        ];
-        let mut body = Vec::new();
-        for page in pages.iter().filter(|p| wanted == 0x3f || p[0] == wanted) {
-            let at = body.len();
-            body.extend(*page);
-            if control == 1 {
-                // Nothing can be changed.
-                body[at + 2..].fill(0);
-            }
-        }
-        if body.is_empty() {
-            return Err(BAD_FIELD);
-        }
-        if c[0] == 0x1a {
-            let head = vec![body.len() as u8 + 3, medium, 0, 0];
-            return Ok(Answer::Data([head, body].concat(), c[4].into()));
-        }
-        let head = vec![0, body.len() as u8 + 6, medium, 0, 0, 0, 0, 0];
-        Ok(Answer::Data([head, body].concat(), be16(&c[7..])))
-    }
-
-    fn read_toc(&mut self, c: &[u8]) -> Result<Answer, Sense> {
-        let end = self.disc()? as u32;
-        let (msf, allowed) = (c[1] & 2 != 0, be16(&c[7..]));
-        // SFF-8020i had the format in the last byte.
-        let format = if c[2] & 15 != 0 { c[2] & 15 } else { c[9] >> 6 };
-        let mut bytes = vec![0, 0, 1, 1];
-        match format {
-            0 => {
-                if c[6] > 1 && c[6] != 0xaa {
-                    return Err(BAD_FIELD);
-                }
-                if c[6] <= 1 {
-                    bytes.extend([0, 0x14, 1, 0]);
-                    bytes.extend(place(0, msf));
-                }
-                bytes.extend([0, 0x14, 0xaa, 0]);
-                bytes.extend(place(end, msf));
-            }
-            // Where the last session starts.
-            1 => {
-                bytes.extend([0, 0x14, 1, 0]);
-                bytes.extend(place(0, msf));
-            }
-            // The lead-in as it is recorded: first and last track, the lead-out, and the track.
-            2 => {
-                let (start, out) = (place(0, true), place(end, true));
-                for (point, p) in [(0xa0, [0, 1, 0, 0]), (0xa1, [0, 1, 0, 0]), (0xa2, out), (1, start)] {
-                    bytes.extend([1, 0x14, 0, point, 0, 0, 0, 0, p[1], p[2], p[3]]);
-                }
-            }
-            _ => return Err(BAD_FIELD),
-        }
-        bytes[1] = bytes.len() as u8 - 2;
-        Ok(Answer::Data(bytes, allowed))
-    }
-
-    fn configuration(&mut self, c: &[u8]) -> Answer {
-        let profile = match self.disc() {
-            Ok(size) if size > LARGEST_CD => 0x10,
-            Ok(_) => 0x08,
-            Err(_) => 0x00,
-        };
-        let current = |p: u8| u8::from(p == profile);
-        let features: [&[u8]; 6] = [
-            // Profiles: DVD-ROM, CD-ROM.
-            &[0, 0x00, 0x03, 8, 0, 0x10, current(0x10), 0, 0, 0x08, current(0x08), 0],
-            // Core: an ATAPI device.
-            &[0, 0x01, 0x0b, 8, 0, 0, 0, 2, 1, 0, 0, 0],
-            // Morphing: events of the medium are told when asked for.
-            &[0, 0x02, 0x07, 4, 0x02, 0, 0, 0],
-            // A tray with eject and lock.
-            &[0, 0x03, 0x03, 4, 0x29, 0, 0, 0],
-            // Random reads of 2048 bytes.
-            &[0, 0x10, u8::from(profile != 0), 8, 0, 0, 8, 0, 0, 1, 0, 0],
-            // CD read.
-            &[0, 0x1e, 0x08 | current(0x08), 4, 0, 0, 0, 0],
-        ];
-        let (which, from) = (c[1] & 3, be16(&c[2..]));
-        let mut bytes = vec![0, 0, 0, 0, 0, 0, 0, profile];
-        for f in features {
-            let number = usize::from(f[1]);
-            let wanted = match which {
-                0 => number >= from,
-                1 => number >= from && f[2] & 1 != 0,
-                _ => number == from,
-            };
-            if wanted {
-                bytes.extend(f);
-            }
-        }
-        bytes[3] = bytes.len() as u8 - 4;
-        Answer::Data(bytes, be16(&c[7..]))
-    }
-
-    fn event_status(&mut self, c: &[u8]) -> Result<Answer, Sense> {
-        // Only by polling.
-        if c[1] & 1 == 0 {
-            return Err(BAD_FIELD);
-        }
-        let allowed = be16(&c[7..]);
-        if c[4] & 0x10 == 0 {
-            return Ok(Answer::Data(vec![0, 2, 0x80, 0x10], allowed));
-        }
-        let there = self.disc().is_ok();
-        let atapi = self.atapi();
-        let event = std::mem::take(&mut atapi.media_event);
-        let status = u8::from(atapi.tray_open) | u8::from(there) << 1;
-        Ok(Answer::Data(vec![0, 6, 0x04, 0x10, event, status, 0, 0], allowed))
     }
 
     /// IDENTIFY PACKET DEVICE.

@@ -172,7 +172,7 @@ fn create(slot: &mut Slot, params: &Params) -> Result<Box<dyn emu::Device>, Stri
 }
 
 /// Bytes of logical and physical sectors.
-fn sector_sizes(text: &str) -> Result<(u64, u64), String> {
+pub(super) fn sector_sizes(text: &str) -> Result<(u64, u64), String> {
     let (logical, physical) = text.split_once('/').unwrap_or((text, text));
     let good = |t: &str| t.parse().ok().filter(|n: &u64| n.is_power_of_two() && (512..=65536).contains(n));
     match (good(logical), good(physical)) {

@@ -17,5 +17,6 @@ pub mod p9;
 mod pci;
 mod queue;
 pub mod rnd;
+pub mod scsi;
 #[cfg(test)]
 mod tests;

@@ -147,6 +147,16 @@ impl Chain {
         &self.buffers[self.readable..]
     }
 
+    /// Address and length of each stretch of bytes `from..from + len` of one side; `None` if there are fewer.
+    pub fn places(&self, write: bool, from: u64, len: u64) -> Option<Vec<(u64, u64)>> {
+        let mut places = Vec::new();
+        let all = self.stretches(write, from, len, |addr, n| {
+            places.push((addr, n));
+            true
+        });
+        all.then_some(places)
+    }
+
     /// Where byte `at` of what the driver gave to be written lies.
     pub fn place(&self, at: u64) -> Option<u64> {
         let mut place = None;

@@ -52,6 +52,7 @@ const GUESTS: &[(&str, Guest)] = &[
     ("virtio-rnd", virtio::guest),
     ("virtio-console", virtio::guest),
     ("virtio-9p", virtio::guest),
+    ("virtio-scsi", virtio::scsi),
 ];
 
 type Guest = fn(&mut Rng) -> Vec<Op>;
@@ -422,6 +423,7 @@ models! {
     nvme: "nvme",
     virtio_rnd: "virtio-rnd",
     virtio_console: "virtio-console",
+    virtio_scsi: "virtio-scsi",
     uart: "uart",
 }
 

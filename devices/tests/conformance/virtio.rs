@@ -21,6 +21,41 @@ pub fn guest(r: &mut Rng) -> Vec<Op> {
     }
 }
 
+/// The same with a SCSI adapter's commands.
+pub fn scsi(r: &mut Rng) -> Vec<Op> {
+    if r.one_in(4) {
+        return guest(r);
+    }
+    let queue = r.pick(&[0, 2, 2, 2]);
+    let (desc, at) = (RINGS + RING * queue, DATA);
+    let target = r.pick(&[0, 0, 1, 4, 200]);
+    let code = r.pick(&[0x00, 0x03, 0x08, 0x0a, 0x12, 0x1a, 0x1b, 0x28, 0x2a, 0x35, 0x41, 0x42, 0x43, 0x93, 0x9e]);
+    let lun = 0x40_0001 | target << 8;
+    let entry = |addr: u64, len: u64, flags: u64, next: u64| [addr, len | flags << 32 | next << 48];
+    let words = match queue {
+        // A function of task management for any of the first few tags.
+        0 => vec![(r.below(8) as u64) << 32, lun, r.below(3) as u64],
+        // The command begins at byte 19: code, address and length of READ and WRITE (10).
+        _ => vec![lun, r.below(3) as u64, code << 24, (r.below(3) as u64) << 16 | r.value() << 40, 0, 0, 0],
+    };
+    let writes = 2 * u64::from(r.one_in(2));
+    let (head, answer) = if queue == 0 { (24, 1) } else { (51, 108) };
+    let data = entry(at + 0x1000, r.pick(&[0, 36, 512, 4096]), 1 | writes, if writes == 0 { 2 } else { 3 });
+    let chain = match (queue, writes) {
+        (0, _) => [entry(at, head, 1, 2), [0; 2], entry(at + 0x100, answer, 2, 0), [0; 2]],
+        (_, 0) => [entry(at, head, 1, 1), data, entry(at + 0x100, answer, 2, 0), [0; 2]],
+        _ => [entry(at, head, 1, 2), [0; 2], entry(at + 0x100, answer, 3, 3), entry(at + 0x1000, 512, 2, 0)],
+    };
+    let index = r.below(6) as u64;
+    vec![
+        Op::Poke(at, words),
+        Op::Poke(desc, chain.concat()),
+        Op::Poke(desc + 0x1000, vec![index << 16, 0, 0]),
+        Op::Store(MODERN + 0x3000 + 4 * queue, 2, queue),
+        Op::Advance(r.pick(&[0, 1, 1000])),
+    ]
+}
+
 fn start_modern(r: &mut Rng) -> Vec<Op> {
     let put = |at: u64, width: u8, value: u64| Op::Store(MODERN + at, width, value);
     let features = r.pick(&[0, 0x3000_7e00, 0x2000_0000, 0x30bf_fe34, 0xffff_ffff]);

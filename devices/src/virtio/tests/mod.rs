@@ -7,6 +7,7 @@ mod net;
 mod p9;
 mod racing;
 mod rnd;
+mod scsi;
 mod transport;
 
 use driver::*;
