@@ -7,6 +7,7 @@
 
 pub mod net;
 pub mod storage;
+pub mod usb;
 pub mod video;
 pub mod virtio;
 
@@ -39,5 +40,6 @@ pub static MODELS: &[&Model] = &[
     &virtio::console::MODEL,
     &virtio::p9::MODEL,
     &virtio::scsi::MODEL,
+    &usb::xhci::MODEL,
     &lpc::UART,
 ];

@@ -144,6 +144,29 @@ pub trait Keys: Send {
     fn lights(&mut self, lights: u8) {
         let _ = lights;
     }
+    /// The guest has set this keyboard up beside that of the board, and reads it (true), or no longer: while it does,
+    /// keys are pressed here. Called with the device's lock held.
+    fn listens(&mut self, on: bool) {
+        let _ = on;
+    }
+}
+
+/// How a device points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pointing {
+    /// It moves ([`crate::Event::Pointer`]).
+    By,
+    /// It is at a place on the screen ([`crate::Event::PointerAt`]).
+    At,
+}
+
+/// Whoever moves a pointer.
+pub trait Pointer: Send {
+    /// Who gets the events.
+    fn attach(&mut self, to: Weak<DeviceCell>);
+    /// What the guest has set up here and reads: such a device, or none. Called when it changes, with the device's lock
+    /// held.
+    fn listens(&mut self, kind: Option<Pointing>);
 }
 
 /// A directory of the host, as a server of 9P. A device reaches it by a [`crate::SharePort`].

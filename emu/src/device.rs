@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::backend::{Chardev, Disk, Keys, Net, Share, Unit};
+use crate::backend::{Chardev, Disk, Keys, Net, Pointer, Share, Unit};
 use crate::clock::{Clock, Timer, TimerSink, Timers};
 use crate::completion::{DiskPort, Queue, SavedAnswer, SharePort};
 use crate::display::Display;
@@ -51,6 +51,8 @@ pub enum Event {
     Key(u16, bool),
     /// The pointer moved by (x right, y up, wheel) with these buttons down.
     Pointer(i32, i32, i32, u8),
+    /// The pointer is at (x, y) on the screen, from 0 at the left and at the top to 32767; wheel and buttons as above.
+    PointerAt(u16, u16, i32, u8),
     /// The power button was pressed.
     PowerButton,
     /// FERR# of processor 0 rose: the x87 has an error, and CR0.NE is 0.
@@ -495,6 +497,11 @@ pub enum Class {
     },
     /// What shows the guest a directory of the host.
     Share,
+    /// A USB controller.
+    Usb {
+        /// Places for devices.
+        ports: usize,
+    },
     /// Anything else.
     Other,
 }
@@ -702,6 +709,8 @@ pub struct Backends {
     pub keys: Option<Box<dyn Keys>>,
     /// A directory of the host.
     pub share: Option<Box<dyn Share>>,
+    /// Who moves a pointer.
+    pub pointer: Option<Box<dyn Pointer>>,
     /// The contents of the device's expansion ROM.
     pub rom: Option<Vec<u8>>,
 }
