@@ -11,6 +11,7 @@ use cfg::Node;
 use devices::storage::piix_ide;
 use emu::{Backends, Backing, Bdf, DeviceCell, Event, IrqLine, IrqSink, Machine, Model, Pin, Ram, RamAddr, Rights};
 use host::keyboard::{Room, Typist};
+use host::pointer::Pointers;
 use hv::{Chips, Vm};
 use lpc::{
     AcpiPm, BhyveHostBridge, BhyveLpc, DebugPorts, FloppyModel, FwCfg, FwCfgItems, HostBridge, Hpet, I440, I8042,
@@ -151,8 +152,8 @@ pub struct Board {
     pub pm: Arc<DeviceCell>,
     /// Who types at the keyboard.
     pub typist: Arc<Typist>,
-    /// The controller of keyboard and mouse.
-    pub i8042: Arc<DeviceCell>,
+    /// What a pointer can be moved with.
+    pub pointers: Arc<Pointers>,
     /// What ISA devices ask for their transfers.
     pub dma: Arc<I8237>,
 }
@@ -280,7 +281,7 @@ pub fn build(machine: &Arc<Machine>, vm: &Arc<dyn Vm>, parts: &Parts) -> Result<
     // What firmware says there is part of the log, for whoever asks for it.
     let log = Box::new(|line: &str| tracing::debug!(target: "firmware", "{line}"));
     part("debug-ports", None, Box::new(|s| Ok(DebugPorts::create(s, log))))?;
-    Ok(Board { pm, typist, i8042, dma })
+    Ok(Board { pm, typist, pointers: Pointers::new(Arc::downgrade(&i8042)), dma })
 }
 
 /// The interrupt chips of a back end that has none: where ISA interrupts and the I/O APIC's pins lead.

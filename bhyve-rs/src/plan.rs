@@ -12,7 +12,7 @@ use std::sync::{Arc, LazyLock};
 use anyhow::{Context, Result, anyhow};
 use boot::bios::DriveKind;
 use cfg::{Error, Key, Kind, Node, PciSlot, Problem};
-use devices::MODELS;
+use devices::{MODELS, usb};
 use emu::backend::{Chardev, Disk};
 use emu::{Backends, Bdf, Class, DeviceCell, Machine, Model, ParamKind, Params, Slot, Unit};
 use host::Io;
@@ -54,6 +54,7 @@ fn fits(section: &str, class: Class) -> bool {
         Class::Display => section == "screen",
         Class::Lines { .. } => section == "serial",
         Class::Share => section == "share",
+        Class::Usb { .. } => section == "usb" || section == "device",
         Class::Other => section == "device",
     }
 }
@@ -82,6 +83,9 @@ pub fn is_boards(model: &Model) -> bool {
 
 /// The models that a section can name.
 pub fn words(section: &str) -> Vec<&'static str> {
+    if section == "usb-device" {
+        return usb::DEVICES.into();
+    }
     if section == "floppy" {
         return FloppyModel::ALL.map(|(name, _)| name).into();
     }
@@ -301,7 +305,8 @@ impl<'a> Want<'a> {
         let params =
             own.iter().filter(given).map(|k| (k.name, node.get(k.name).map_or(String::new(), ToString::to_string)));
         let slot = node.maybe("slot");
-        let unit = if is_drive(node) { node.maybe::<i64>("unit") } else { None }.map(|unit| unit as usize);
+        let unit =
+            if is_drive(node) || section == "usb" { node.maybe::<i64>("unit") } else { None }.map(|unit| unit as usize);
         let closed = slot.is_some() || own.iter().any(|k| node.is_given(k.name));
         Ok(Want { model, slot, params: Params::new(params), closed, unit, key: node.key() })
     }
@@ -351,6 +356,10 @@ impl Plan {
             for share in node.children("share").iter().filter(|d| d.is_given("slot") == has_slot) {
                 let put = Want::new(share).and_then(|want| plan.put(want)).map_err(|p| at_key(share, p).into());
                 errors.extend(put.and_then(|placed| placed.show(share, images)).err());
+            }
+            for device in node.children("usb").iter().filter(|d| d.is_given("slot") == has_slot) {
+                let put = Want::new(device).and_then(|want| plan.usb(want, device.text("device")));
+                errors.extend(put.err().map(|p| at_key(device, p).into()));
             }
             for other in node.children("device").iter().filter(|d| d.is_given("slot") == has_slot) {
                 let put = Want::new(other).and_then(|want| plan.put(want).map(|_| ()));
@@ -419,6 +428,34 @@ impl Plan {
             placed.params.set(&format!("{unit}.port"), name);
         }
         placed.lines.push(node.index() as usize);
+        Ok(())
+    }
+
+    /// Plugs a device into a USB port: at a controller that has room.
+    fn usb(&mut self, want: Want, device: &str) -> Result<(), Problem> {
+        let bdf = want.slot.filter(|slot| slot.bus == 0).map(|slot| Bdf::new(slot.slot, slot.function));
+        let (key, asked, model) = (want.key.to_owned(), want.unit, want.model.to_owned());
+        let free = |p: &Placed, port: usize| {
+            let Class::Usb { ports } = p.model.class else { return false };
+            port < ports && p.params.of_unit(port, usb::DEVICE).is_none()
+        };
+        let room = |p: &Placed| {
+            let here = p.model.name == model && bdf.is_none_or(|bdf| p.bdf == bdf);
+            here && asked.map_or_else(|| (0..16).any(|port| free(p, port)), |port| free(p, port))
+        };
+        let placed = match self.placed.iter().position(room) {
+            Some(at) => &mut self.placed[at],
+            None => {
+                let placed = self.put(want)?;
+                // Its sections are those of its ports.
+                placed.keys.clear();
+                placed
+            }
+        };
+        let port = asked.or_else(|| (0..16).find(|port| free(placed, *port))).filter(|port| free(placed, *port));
+        let port = port.ok_or_else(|| Problem::new(format!("{model} has no such unit")).allowed("0 to 3"))?;
+        placed.params.set(&format!("{port}.{}", usb::DEVICE), device);
+        placed.keys.push((port, key));
         Ok(())
     }
 
@@ -635,8 +672,11 @@ impl Plan {
                 net
             });
             let chardevs = p.lines.iter().map(|line| lines.get_mut(*line).and_then(Option::take)).collect();
+            let hands = matches!(p.model.class, Class::Usb { .. });
+            let keys = hands.then(|| board.typist.keyboard());
+            let pointer = hands.then(|| board.pointers.add());
             let share = p.share.map(Share::serve).transpose()?;
-            let backends = Backends { disks, units: p.units, rom: p.rom, net, chardevs, share, ..Backends::default() };
+            let backends = Backends { disks, units: p.units, rom: p.rom, net, chardevs, keys, pointer, share };
             let cell = machine.plug(p.model, &name, Some(p.bdf), &p.params, backends);
             let cell = cell.map_err(|e| anyhow!("{name}: {e}"))?;
             let with = |(unit, d)| Drive { listeners: vec![(cell.clone(), unit)], ..d };
@@ -687,7 +727,7 @@ pub fn is_com(serial: &Node) -> bool {
 /// A problem with where something goes, at the key that decides it.
 fn at_key(node: &Node, problem: Problem) -> Error {
     let key = match () {
-        () if is_drive(node) && node.is_given("unit") => "unit",
+        () if node.is_given("unit") => "unit",
         () if node.is_given("slot") => "slot",
         () => "model",
     };

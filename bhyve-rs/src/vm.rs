@@ -629,12 +629,15 @@ impl Instance {
         self.screen.clone()
     }
 
-    /// Who moves the mouse. What it does while the machine is paused is lost.
+    /// Who moves the pointer. What it does while the machine is paused is lost.
     pub fn pointer(&self) -> host::vnc::Pointer {
-        let (gate, mouse) = (self.gate.clone(), self.board.i8042.clone());
-        Box::new(move |dx, dy, wheel, buttons| {
-            gate.try_pass(|| mouse.event(Event::Pointer(dx, dy, wheel, buttons)));
-        })
+        let (gate, pointers) = (self.gate.clone(), self.board.pointers.clone());
+        host::vnc::Pointer {
+            is_absolute: self.board.pointers.is_absolute(),
+            moves: Box::new(move |motion| {
+                gate.try_pass(|| pointers.moves(motion));
+            }),
+        }
     }
 
     /// The machine is to be paused when it begins to run, until [`Order::Resume`].

@@ -52,7 +52,7 @@ pub static MACHINE: Section = Section {
         ),
     ],
     sections: &[
-        BOOT, DISK, CD, FLOPPY, NIC, SHARE, DEVICE, SERIAL, CPU, ACPI, SCREEN, RTC, LPC, FWCFG, SMBIOS, HOST, QUIRKS,
+        BOOT, DISK, CD, FLOPPY, NIC, SHARE, USB, DEVICE, SERIAL, CPU, ACPI, SCREEN, RTC, LPC, FWCFG, SMBIOS, HOST, QUIRKS,
         SANDBOX, DEBUG,
         STOP, AUTOSTART, VARS, BHYVE,
     ],
@@ -64,12 +64,13 @@ pub static MACHINE: Section = Section {
                 "cd.*.slot",
                 "nic.*.slot",
                 "share.*.slot",
+                "usb.*.slot",
                 "device.*.slot",
                 "serial.*.slot",
                 "screen.slot",
             ],
-            // One controller has several drives, and one console several ports.
-            share: &["disk.*.slot", "cd.*.slot", "serial.*.slot"],
+            // One controller has several drives, or devices at its ports, and one console several ports.
+            share: &["disk.*.slot", "cd.*.slot", "usb.*.slot", "serial.*.slot"],
             only: None,
             what: "PCI slot",
         },
@@ -240,6 +241,20 @@ const SHARE: Section = Section {
         SLOT,
     ],
     rules: &[Rule::Required("name"), Rule::Required("path")],
+    ..Section::EMPTY
+};
+
+const USB: Section = Section {
+    name: "usb",
+    help: "a USB device",
+    shape: Shape::Array { max: 32 },
+    keys: &[
+        key("device", Kind::Named("usb-device"), None, "what it is"),
+        key("model", Kind::Named("usb"), Some("xhci"), "controller"),
+        SLOT,
+        key("unit", Kind::Int { min: 0, max: 15 }, None, "place at its controller, from 0; by default the next"),
+    ],
+    rules: &[Rule::Required("device")],
     ..Section::EMPTY
 };
 

@@ -20,6 +20,7 @@ pub mod keyboard;
 mod listen;
 pub mod net;
 mod part;
+pub mod pointer;
 pub mod process;
 pub mod sandbox;
 pub mod screen;

@@ -325,6 +325,7 @@ struct Counts {
     cds: usize,
     nics: usize,
     shares: usize,
+    usbs: usize,
     others: usize,
     lines: usize,
     screen: bool,
@@ -461,6 +462,23 @@ fn device(out: &mut Out, counts: &mut Counts, at: &str) {
             out.copy(&key("sharename"), &format!("{element}.name"));
             out.copy(&key("path"), &format!("{element}.path"));
             out.copy_bool(&key("ro"), &format!("{element}.readonly"));
+        }
+        (_, Some(Class::Usb { .. })) => {
+            let slots = out.from.names(&key("slot"));
+            for (unit, n) in slots.iter().enumerate() {
+                let element = next(&mut counts.usbs, "usb");
+                place(out, &element, &model);
+                out.copy(&key(&format!("slot.{n}.device")), &format!("{element}.device"));
+                // bhyve numbers them from 1.
+                if *n != (unit + 1).to_string()
+                    && let Some(number) = n.parse::<usize>().ok().and_then(|n| n.checked_sub(1))
+                {
+                    out.set(&format!("{element}.unit"), &number.to_string(), &Origin::named("bhyve(8)"));
+                }
+            }
+            if slots.is_empty() {
+                place(out, &next(&mut counts.others, "device"), &model);
+            }
         }
         (_, Some(Class::Other)) => {
             let element = next(&mut counts.others, "device");
@@ -877,6 +895,9 @@ impl Said<'_> {
         if kind == "serial" {
             self.serial(&at, &element);
         }
+        if kind == "usb" {
+            self.set(&format!("{at}.slot.{}.device", unit + 1), element.text("device"));
+        }
         self.used.extend(["model", "slot", "unit"].map(|key| format!("{section}.{key}")));
         if model == "virtio-scsi" {
             return self.target(&at, unit, section, &element);
@@ -898,6 +919,7 @@ impl Said<'_> {
                 // It is said of all at once, and kept as it was said.
                 (_, "msix", "false") if !self.msix => &[],
                 (_, "model" | "slot" | "unit", _) | ("serial", "backend" | "path" | "address", _) => continue,
+                ("usb", "device", _) => &[],
                 ("serial", "port", _) => &[("name", &value)],
                 ("disk" | "share", "readonly", _) => &[("ro", &value)],
                 ("share", "name", _) => &[("sharename", &value)],
@@ -1028,6 +1050,7 @@ mod tests {
         "-s 5,hda,play=/dev/dsp0 -s 6,virtio-9p,share=D/,ro -s 7,virtio-console,a=/s -s 8,uart,/dev/ttyu1",
         "-s 5,virtio-9p,a=/ -s 6:1,virtio-9p,b=D/ -s 6:0,virtio-rnd",
         "-s 4,virtio-scsi,target=D/a,target=9:D/b,queues=2,bootindex=1 -s 5,virtio-scsi,D/c,iid=3 -s 6,virtio-scsi",
+        "-s 7,xhci -s 8,xhci,tablet,keyboard,mouse -s 9:0,xhci,mouse",
         "-s 5,passthru,1/2/3 -s 6,virtio-scsi,/dev/cam/ctl1.1,iid=2 -s 7,virtio-input,/dev/input/event0 -s 2:3:0,virtio-rnd",
     ];
 

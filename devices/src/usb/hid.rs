@@ -135,15 +135,16 @@ pub(super) struct Hid {
 }
 
 impl Hid {
-    /// The one of this name, at a bus of this speed.
-    pub fn named(name: &str, speed: Speed) -> Option<Hid> {
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Hid> {
         let (kind, product, title, serial, boot, packet) = match name {
             "tablet" => (Kind::Tablet, 1, "HID Tablet", "01", [0, 0], 8),
             "keyboard" => (Kind::Keyboard, 2, "HID Keyboard", "02", [1, 1], 8),
             "mouse" => (Kind::Mouse, 3, "HID Mouse", "03", [1, 2], 4),
             _ => return None,
         };
-        // Every 8 ms, or 10.
+        // As bhyve's, and as usual. Every 8 ms, or 10.
+        let speed = if kind == Kind::Tablet { Speed::High } else { Speed::Full };
         let interval = if speed == Speed::High { 7 } else { 10 };
         let configuration = [
             // One interface, powered by the bus, wakes it up, 100 mA.

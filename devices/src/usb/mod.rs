@@ -37,8 +37,6 @@ pub(crate) enum Speed {
 pub(crate) enum Out {
     /// ACK.
     Taken,
-    /// Not now.
-    Nak,
     /// Never, until the endpoint is set right.
     Stall,
 }
@@ -356,7 +354,7 @@ pub(crate) type Saved = Vec<Option<(Value, Value)>>;
 
 impl Bus {
     /// With what the parameters plug into `ports` ports.
-    pub fn create(slot: &mut Slot, params: &Params, ports: usize, speed: Speed) -> Bus {
+    pub fn create(slot: &mut Slot, params: &Params, ports: usize) -> Bus {
         let mut backends = (slot.backends.keys.take(), slot.backends.pointer.take());
         if let Some(keys) = &mut backends.0 {
             keys.attach(slot.cell());
@@ -365,7 +363,7 @@ impl Bus {
             pointer.attach(slot.cell());
         }
         let devices = (0..ports).map(|n| -> Option<Device> {
-            let function = hid::Hid::named(params.of_unit(n, DEVICE)?, speed)?;
+            let function = hid::Hid::named(params.of_unit(n, DEVICE)?)?;
             Some(Device::new(Box::new(function)))
         });
         Bus { devices: devices.collect(), keys: backends.0, pointer: backends.1, told: Hands::default() }

@@ -1,7 +1,7 @@
 //! xHCI, as bhyve's: Intel's Panther Point controller, 8086:1E31, with four USB 3 ports and four USB 2 ports.
 //!
 //! eXtensible Host Controller Interface 1.0 ("xHCI" below gives its sections). One interrupter, no streams, no
-//! isochronous transfers, no scratchpad, contexts of 32 bytes. All devices are USB 2 devices of high speed, so they are
+//! isochronous transfers, no scratchpad, contexts of 32 bytes. All devices are USB 2 devices, so they are
 //! at ports 5 to 8. Port resets end at once. Nothing runs by itself: rings are looked at when a doorbell rings, when the
 //! guest has made room for events, and when a device that had nothing to say has something now.
 //!
@@ -355,7 +355,7 @@ impl Xhci {
         let (irq, dma) = (slot.intx(Pin::A), slot.dma());
         // Behind the registers of the class.
         let msi = slot.msi(1);
-        let bus = Bus::create(slot, params, USB2_PORTS, Speed::High);
+        let bus = Bus::create(slot, params, USB2_PORTS);
         let [moderation, work] = [MODERATION, WORK].map(|n| slot.timer(n));
         let mut xhci = Xhci { dma, irq, msi, moderation, work, bus, r: Registers::default() };
         xhci.reset_all();

@@ -43,10 +43,20 @@ pub enum Press {
     Wait(u64),
 }
 
+/// A keyboard of the machine.
+#[derive(Default)]
+struct Keyboard {
+    cell: Weak<DeviceCell>,
+    /// It takes the next key.
+    ready: bool,
+    /// The guest has set it up. The board's is there without.
+    listens: bool,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct State {
     queue: VecDeque<Press>,
-    /// The keyboard takes the next key.
+    /// The board's keyboard takes the next key, as others say when they are restored.
     ready: bool,
     /// The next key comes no earlier.
     not_before: u64,
@@ -60,7 +70,8 @@ pub type Room = Box<dyn Fn() -> bool + Send + Sync>;
 /// Presses keys. It is saved and restored with the machine.
 pub struct Typist {
     timer: OnceLock<Timer>,
-    cell: Mutex<Weak<DeviceCell>>,
+    /// The board's first.
+    keyboards: Mutex<Vec<Keyboard>>,
     room: Room,
     state: Mutex<State>,
     lights: AtomicU8,
@@ -71,7 +82,7 @@ impl Typist {
     pub fn start(machine: &Arc<Machine>, room: Room) -> (Arc<Typist>, Box<dyn Keys>) {
         let typist = Arc::new(Typist {
             timer: OnceLock::new(),
-            cell: Mutex::default(),
+            keyboards: Mutex::new(vec![Keyboard::default()]),
             room,
             state: Mutex::default(),
             lights: AtomicU8::new(0),
@@ -79,7 +90,14 @@ impl Typist {
         let sink: Weak<Typist> = Arc::downgrade(&typist);
         typist.timer.get_or_init(|| machine.timers.add(sink, 0));
         machine.add_part(typist.clone());
-        (typist.clone(), Box::new(Hands(typist)))
+        (typist.clone(), Box::new(Hands(typist, 0)))
+    }
+
+    /// The handle for a keyboard beside the board's.
+    pub fn keyboard(self: &Arc<Typist>) -> Box<dyn Keys> {
+        let mut keyboards = self.keyboards.lock().unwrap();
+        keyboards.push(Keyboard::default());
+        Box::new(Hands(self.clone(), keyboards.len() - 1))
     }
 
     fn timer(&self) -> &Timer {
@@ -111,15 +129,25 @@ impl Typist {
     fn arm(&self, state: &State) {
         let due = match state.queue.front() {
             Some(Press::Wait(_)) => true,
-            Some(Press::Key(..)) => state.ready,
+            Some(Press::Key(..)) => self.reader(state).is_some(),
             None => false,
         };
         // The keyboard's lock may be held here; the timer calls without it, at the same moment of guest time.
         self.timer().set(if due { state.not_before.max(self.timer().now()) } else { u64::MAX });
     }
 
-    /// The key that is due.
-    fn next(&self) -> Option<(u16, bool)> {
+    /// The keyboard that the guest reads, and whether it is the board's: of those that it has set up the last; if it
+    /// can take a key.
+    fn reader(&self, state: &State) -> Option<(Weak<DeviceCell>, bool)> {
+        let keyboards = self.keyboards.lock().unwrap();
+        match keyboards.iter().rfind(|k| k.listens) {
+            Some(other) => other.ready.then(|| (other.cell.clone(), false)),
+            None => state.ready.then(|| (keyboards[0].cell.clone(), true)),
+        }
+    }
+
+    /// The key that is due, and the keyboard for it.
+    fn next(&self) -> Option<(Weak<DeviceCell>, u16, bool)> {
         let mut state = self.state.lock().unwrap();
         let now = self.timer().now();
         if now >= state.not_before {
@@ -128,15 +156,15 @@ impl Typist {
                     state.queue.pop_front();
                     state.not_before = now + ns;
                 }
-                Some(Press::Key(code, down)) if state.ready => {
+                Some(Press::Key(code, down)) if let Some((cell, boards)) = self.reader(&state) => {
                     let since = *state.full_since.get_or_insert(now);
                     // Letting go of a key fills nobody's buffer.
-                    if !down || (self.room)() || now >= since + PATIENCE {
+                    if !down || !boards || (self.room)() || now >= since + PATIENCE {
                         state.queue.pop_front();
                         state.full_since = None;
                         state.not_before = now + PACE;
                         self.arm(&state);
-                        return Some((code, down));
+                        return Some((cell, code, down));
                     }
                     state.not_before = now + LOOK;
                 }
@@ -150,8 +178,7 @@ impl Typist {
 
 impl TimerSink for Typist {
     fn fire(&self, _: u32) {
-        let Some((code, down)) = self.next() else { return };
-        let cell = self.cell.lock().unwrap().clone();
+        let Some((cell, code, down)) = self.next() else { return };
         if let Some(cell) = cell.upgrade() {
             cell.event(Event::Key(code, down));
         }
@@ -176,22 +203,31 @@ impl DeviceState for Typist {
     }
 }
 
-/// The typist as the keyboard knows it.
-struct Hands(Arc<Typist>);
+/// The typist as a keyboard knows it; which one it is.
+struct Hands(Arc<Typist>, usize);
 
 impl Keys for Hands {
     fn attach(&mut self, to: Weak<DeviceCell>) {
-        *self.0.cell.lock().unwrap() = to;
+        self.0.keyboards.lock().unwrap()[self.1].cell = to;
     }
 
     fn want(&mut self, ready: bool) {
         let mut state = self.0.state.lock().unwrap();
-        state.ready = ready;
+        match self.1 {
+            0 => state.ready = ready,
+            n => self.0.keyboards.lock().unwrap()[n].ready = ready,
+        }
         self.0.arm(&state);
     }
 
     fn lights(&mut self, lights: u8) {
         self.0.lights.store(lights, Ordering::Relaxed);
+    }
+
+    fn listens(&mut self, on: bool) {
+        let state = self.0.state.lock().unwrap();
+        self.0.keyboards.lock().unwrap()[self.1].listens = on;
+        self.0.arm(&state);
     }
 }
 

@@ -9,10 +9,11 @@ use emu::{Picture, Tiles};
 use super::auth;
 use super::format::{self, Converter, Format};
 use super::hextile;
-use super::keys::{Hands, Move};
+use super::keys::Hands;
 use super::region::{Rect, take};
 use super::zrle::Zrle;
 use super::{Guest, Settings, Stream};
+use crate::pointer::Motion;
 
 /// How long it may take until a client is in.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -134,9 +135,11 @@ pub(super) struct Client {
     /// Pseudo rectangles for the next update.
     announce: Vec<i32>,
     lights: Option<u8>,
+    /// What it was told of the pointer.
+    absolute: Option<bool>,
     values: Vec<u32>,
     hands: Hands,
-    moved: Option<Move>,
+    moved: Option<Motion>,
 }
 
 impl Client {
@@ -170,6 +173,7 @@ impl Client {
             size: (0, 0),
             announce: Vec::new(),
             lights: None,
+            absolute: None,
             values: Vec::new(),
             hands: Hands::default(),
             moved: None,
@@ -281,7 +285,7 @@ impl Client {
     /// Lets the guest know of the pointer.
     fn push(&mut self, guest: &Guest) {
         if let Some(m) = self.moved.take() {
-            (guest.pointer)(m.dx, m.dy, m.wheel, m.buttons);
+            (guest.pointer.moves)(m);
         }
     }
 
@@ -292,8 +296,7 @@ impl Client {
             guest.typist.press(&keys);
         }
         if self.hands.drags() {
-            let up = self.hands.pointer(0, 0, 0, true);
-            (guest.pointer)(up.dx, up.dy, up.wheel, up.buttons);
+            (guest.pointer.moves)(self.hands.pointer(0, 0, 0, None));
         }
     }
 
@@ -452,12 +455,14 @@ impl Client {
                 .key(guest, acted, |hands| hands.keysym(long(4), input[1] != 0, &guest.layout, guest.typist.lights())),
             5 if !self.looks_only => {
                 let (x, y) = (i32::from(word(2)), i32::from(word(4)));
-                let (x, y) = if self.extras.relative { (x - 0x7fff, y - 0x7fff) } else { (x, y) };
-                let m = self.hands.pointer(x, y, input[1], self.extras.relative);
+                let m = match self.extras.relative && self.absolute != Some(true) {
+                    true => self.hands.pointer(x - 0x7fff, y - 0x7fff, input[1], None),
+                    false => self.hands.pointer(x, y, input[1], Some(self.size)),
+                };
                 match &mut self.moved {
                     // Movements with the same buttons are one.
                     Some(before) if (before.buttons, before.wheel, m.wheel) == (m.buttons, 0, 0) => {
-                        (before.dx, before.dy) = (before.dx + m.dx, before.dy + m.dy);
+                        (before.dx, before.dy, before.at) = (before.dx + m.dx, before.dy + m.dy, m.at);
                     }
                     _ => {
                         self.push(guest);
@@ -527,9 +532,8 @@ impl Client {
             // The stream of a connection keeps the level with which it began.
             self.level = (level - LEVELS.start()) as u32;
         }
-        self.announce =
-            [EXTENDED_DESKTOP_SIZE, EXTENDED_KEYS, POINTER_MOTION].into_iter().filter(|n| has(*n)).collect();
-        self.lights = None;
+        self.announce = [EXTENDED_DESKTOP_SIZE, EXTENDED_KEYS].into_iter().filter(|n| has(*n)).collect();
+        (self.lights, self.absolute) = (None, None);
         if self.extras.fence && !before.fence {
             self.fence(FENCE_REQUEST, &[0]);
         }
@@ -555,7 +559,7 @@ impl Client {
     }
 
     /// Begins an update, if there is something new in what the client wants.
-    pub fn update(&mut self, picture: &Picture, lights: u8) {
+    pub fn update(&mut self, picture: &Picture, lights: u8, absolute: bool) {
         if !self.wants_update() || self.needs_look {
             return;
         }
@@ -581,10 +585,13 @@ impl Client {
                 specials.push(match kind {
                     EXTENDED_DESKTOP_SIZE => special([0, 0], self.size, kind, &screens(self.size)),
                     EXTENDED_KEYS => special([0, 0], (0, 0), kind, &[]),
-                    POINTER_MOTION => special([0, 0], self.size, kind, &[]),
                     // Reason: this client; status: prohibited.
                     _ => special([1, 1], self.size, EXTENDED_DESKTOP_SIZE, &screens(self.size)),
                 });
+            }
+            if self.extras.relative && self.absolute != Some(absolute) {
+                self.absolute = Some(absolute);
+                specials.push(special([absolute.into(), 0], self.size, POINTER_MOTION, &[]));
             }
             if self.extras.lights && self.lights != Some(lights) {
                 self.lights = Some(lights);

@@ -2,6 +2,7 @@
 
 use crate::keyboard::Press;
 use crate::keyboard::layout::{ALT_GR, Layout, Meaning, Stroke, meaning};
+use crate::pointer::Motion;
 
 const SHIFTS: [u16; 2] = [0x2a, 0x36];
 /// Ctrl and Alt: what is typed with them is no text.
@@ -17,17 +18,10 @@ pub(super) struct Hands {
     /// What it holds: a keysym, or nothing if it said which key it is; and the key.
     held: Vec<(Option<u32>, u16)>,
     position: Option<(i32, i32)>,
+    /// The same, as [`Motion::at`].
+    at: Option<(u16, u16)>,
     wheel: u8,
     buttons: u8,
-}
-
-/// A movement: right, up, wheel up, and the buttons as [`emu::Event::Pointer`] has them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Move {
-    pub dx: i32,
-    pub dy: i32,
-    pub wheel: i32,
-    pub buttons: u8,
 }
 
 impl Hands {
@@ -105,22 +99,27 @@ impl Hands {
         self.buttons != 0
     }
 
-    /// The pointer is somewhere, or with `relative` has moved by so much, with buttons in RFB's order.
-    pub fn pointer(&mut self, x: i32, y: i32, mask: u8, relative: bool) -> Move {
+    /// The pointer is somewhere on a screen of this size, or without one has moved by so much, with buttons in RFB's
+    /// order.
+    pub fn pointer(&mut self, x: i32, y: i32, mask: u8, screen: Option<(usize, usize)>) -> Motion {
         let (dx, dy) = match self.position {
-            _ if relative => (x, y),
+            _ if screen.is_none() => (x, y),
             Some((old_x, old_y)) => (x - old_x, y - old_y),
             None => (0, 0),
         };
-        if !relative {
-            self.position = Some((x, y));
+        if let Some((width, height)) = screen {
+            let part = |n: i32, of: usize| {
+                let most = i64::try_from(of).unwrap_or(1).max(2) - 1;
+                (i64::from(n).clamp(0, most) * 0x7fff / most) as u16
+            };
+            (self.position, self.at) = (Some((x, y)), Some((part(x, width), part(y, height))));
         }
         // The wheel turns when its button goes down.
         let turned = mask & !self.wheel;
         self.wheel = mask & 0x18;
         let wheel = i32::from(turned >> 3 & 1) - i32::from(turned >> 4 & 1);
         self.buttons = mask & 1 | mask >> 1 & 2 | mask << 1 & 4 | mask >> 4 & 8;
-        Move { dx, dy: -dy, wheel, buttons: self.buttons }
+        Motion { dx, dy: -dy, wheel, buttons: self.buttons, at: self.at }
     }
 }
 
@@ -180,11 +179,16 @@ mod tests {
     #[test]
     fn the_pointer_tells_how_far_it_moved_and_the_wheel_once_a_turn() {
         let mut hands = Hands::default();
-        assert_eq!(hands.pointer(100, 100, 0, false), Move::default(), "nobody knows from where");
-        assert_eq!(hands.pointer(105, 98, 5, false), Move { dx: 5, dy: 2, wheel: 0, buttons: 3 });
-        assert_eq!(hands.pointer(105, 98, 0x0a, false), Move { wheel: 1, buttons: 4, ..Move::default() });
-        assert_eq!(hands.pointer(105, 98, 0x08, false).wheel, 0);
-        assert_eq!(hands.pointer(105, 98, 0x10, false).wheel, -1);
-        assert_eq!(hands.pointer(-3, 2, 0x80, true), Move { dx: -3, dy: -2, wheel: 0, buttons: 8 });
+        let (screen, still) = (Some((201, 101)), Motion::default());
+        let at = Some((0x7fff / 2, 0x7fff));
+        assert_eq!(hands.pointer(100, 100, 0, screen), Motion { at, ..still }, "nobody knows from where");
+        let at = Some((0x7fff * 105 / 200, 0x7fff * 98 / 100));
+        assert_eq!(hands.pointer(105, 98, 5, screen), Motion { dx: 5, dy: 2, wheel: 0, buttons: 3, at });
+        assert_eq!(hands.pointer(105, 98, 0x0a, screen), Motion { wheel: 1, buttons: 4, at, ..still });
+        assert_eq!(hands.pointer(105, 98, 0x08, screen).wheel, 0);
+        assert_eq!(hands.pointer(105, 98, 0x10, screen).wheel, -1);
+        assert_eq!(hands.pointer(-3, 2, 0x80, None), Motion { dx: -3, dy: -2, wheel: 0, buttons: 8, at });
+        assert_eq!(hands.pointer(900, -1, 0, screen).at, Some((0x7fff, 0)));
+        assert_eq!(hands.pointer(9, 9, 0, Some((0, 1))).at, Some((0x7fff, 0x7fff)));
     }
 }

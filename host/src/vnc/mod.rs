@@ -34,6 +34,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use self::client::{Client, Gone};
 use crate::keyboard::{Layout, Typist};
 use crate::listen::{Listener, Stream};
+use crate::pointer::Motion;
 
 /// Kinds of security.
 const NONE: u8 = 1;
@@ -72,8 +73,13 @@ impl Settings {
     }
 }
 
-/// Moves the guest's pointer: right, up, wheel, and its buttons ([`emu::Event::Pointer`]).
-pub type Pointer = Box<dyn Fn(i32, i32, i32, u8) + Send>;
+/// The guest's pointer.
+pub struct Pointer {
+    /// Moves it.
+    pub moves: Box<dyn Fn(Motion) + Send>,
+    /// Whether the guest goes by where it is, not by how far it moved.
+    pub is_absolute: Arc<AtomicBool>,
+}
 
 /// What a server shows and reaches of a guest.
 pub struct Guest {
@@ -261,6 +267,7 @@ impl Desk {
         }
         let picture = shown(&self.view, &self.nothing);
         let lights = self.guest.typist.lights();
+        let absolute = self.guest.pointer.is_absolute.load(Ordering::Relaxed);
         for (n, client) in &mut self.clients {
             if client.needs_hello() {
                 client.hello(picture, &self.settings.name);
@@ -268,7 +275,7 @@ impl Desk {
                     first();
                 }
             }
-            client.update(picture, lights);
+            client.update(picture, lights, absolute);
             if let Err(why) = client.send(picture) {
                 lost.push((*n, why));
             }

@@ -89,7 +89,8 @@ fn rig(name: &str, settings: Settings) -> Rig {
     let path = std::env::temp_dir().join(format!("bhyve-rs-vnc-{name}-{}", std::process::id()));
     let listener = Listener::open(&Place::Unix(path.clone())).unwrap();
     let (moved, moves) = channel();
-    let pointer = Box::new(move |dx, dy, wheel, buttons| _ = moved.send((dx, dy, wheel, buttons)));
+    let moves_it = move |m: Motion| _ = moved.send((m.dx, m.dy, m.wheel, m.buttons));
+    let pointer = Pointer { moves: Box::new(moves_it), is_absolute: Arc::default() };
     let guest = Guest { adapter, typist, pointer, layout: Layout::default() };
     let (is_in, first) = channel();
     let server = Server::start(vec![listener], settings, guest, move || _ = is_in.send(())).unwrap();

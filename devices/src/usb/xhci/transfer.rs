@@ -173,7 +173,6 @@ impl Xhci {
                 let Some(device) = self.device_at(port) else { return End::Failed(code::TRANSACTION) };
                 match device.send(n / 2, &bytes) {
                     Out::Taken => *done += want,
-                    Out::Nak => return End::Not,
                     Out::Stall => return End::Failed(code::STALL),
                 }
             }
