@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use machine_tests::{Run, Scratch, bhyve_rs, program, run, until};
+use machine_tests::{Run, Scratch, bhyve_rs, guest, program, run, until};
 
 /// A viewer of RFB 3.8 that understands plain pixels.
 struct Viewer {
@@ -45,6 +45,14 @@ impl Viewer {
     fn key(&mut self, keysym: u16) {
         let [high, low] = keysym.to_be_bytes();
         [1, 0].into_iter().for_each(|down| self.send(&[4, down, 0, 0, 0, 0, high, low]));
+    }
+
+    /// The pointer is here, with these buttons down; where that is for a tablet.
+    fn points(&mut self, at: [usize; 2], buttons: u8) -> [usize; 2] {
+        let mut message = vec![5, buttons];
+        message.extend(at.into_iter().flat_map(|n| (n as u16).to_be_bytes()));
+        self.send(&message);
+        [at[0] * 0x7fff / (self.size.0 - 1), at[1] * 0x7fff / (self.size.1 - 1)]
     }
 
     /// The whole screen: its size, and red, green and blue of each pixel.
@@ -137,4 +145,58 @@ fn a_machine_of_bhyves_command_line_waits_for_its_viewer() {
     let seen = viewer.picture();
     assert_eq!((seen.0, seen.1), (720, 400), "the text mode of the VGA beside it");
     assert!(seen == screenshot(&dir, "vnc-fbuf"));
+}
+
+/// Points with Linux's tablet and types at its keyboard, each time at another place.
+fn points_and_types(m: &mut Run, viewer: &mut Viewer, at: usize) {
+    m.send("both\n");
+    m.expect("INPUT HID Tablet abs=32767");
+    let [x, y] = viewer.points([at, 2 * at], 0);
+    m.expect(&format!("EV 3 0 {x}\r\nEV 3 1 {y}"));
+    let [x, _] = viewer.points([at + 1, 2 * at], 1);
+    m.expect(&format!("EV 1 272 1\r\nEV 3 0 {x}"));
+    // The wheel up, once.
+    viewer.points([at + 1, 2 * at], 9);
+    m.expect("EV 2 8 1");
+    viewer.points([at + 1, 2 * at], 0);
+    m.expect("EV 1 272 0");
+    m.expect("INPUT HID Keyboard abs=0");
+    viewer.key(0x61);
+    m.expect("EV 1 30 1\r\nEV 1 30 0");
+    // Return.
+    viewer.key(0xff0d);
+    m.expect("EV 1 28 0");
+    m.expect("guest# ");
+}
+
+#[test]
+fn linux_has_a_tablet_and_a_keyboard_at_xhci_before_and_after_its_driver_and_the_machine_start_anew() {
+    let (Some(kernel), Some(initrd)) = (guest("linux-amd64/vmlinuz"), guest("initramfs-amd64.cpio")) else { return };
+    let dir = Scratch::new("vnc-usb");
+    let socket = dir.path("vnc");
+    let words = ["--kernel", &kernel, "--initrd", &initrd, "--args", "console=ttyS0", "-o", "screen.backend=vnc"];
+    let vnc = format!("screen.vnc_socket={socket}");
+    let usb = ["-o", &vnc, "-o", "usb.0.device=tablet", "-o", "usb.1.device=keyboard"];
+    let mut m = Run::start(&[&words[..], &usb].concat(), 400);
+    let mut viewer = Viewer::connect(&socket);
+    let ready = "cd /sys/bus/pci/drivers/xhci_hcd; w() { until grep -q \"$1\" /proc/bus/input/devices; do usleep 99999; \
+                 done; }; both() { w Tablet; w Keyb; input 'HID Tablet' 272; input 'HID Keyboard' 28; }\n";
+    for start in 0..2 {
+        m.expect("guest# ");
+        m.send("for m in evdev xhci-pci usbhid hid-generic; do modprobe $m; done\n");
+        m.expect("guest# ");
+        m.send(ready);
+        m.expect("guest# ");
+        points_and_types(&mut m, &mut viewer, 50 + start);
+        if start == 0 {
+            m.send("d=$(ls -d 0000:*); echo $d >unbind; ls /sys/bus/usb/devices | wc -l; echo $d >bind\n");
+            m.expect("\n0\r");
+            m.expect("guest# ");
+            points_and_types(&mut m, &mut viewer, 60);
+            m.send("reboot -f\n");
+        }
+    }
+    m.send("dmesg | grep -i 'xhci.*\\(error\\|warn\\|halt\\|timeout\\)' | wc -l; poweroff -f\n");
+    m.expect("\n0\r");
+    assert_eq!(m.wait().status, 1);
 }

@@ -5,8 +5,6 @@
 //! default control endpoint, is here; a [`Function`] is what makes a device the one that it is.
 
 mod hid;
-#[cfg(test)]
-mod tests;
 pub mod xhci;
 
 use emu::backend::{Keys, Pointer, Pointing};
