@@ -52,9 +52,8 @@ pub static MACHINE: Section = Section {
         ),
     ],
     sections: &[
-        BOOT, DISK, CD, FLOPPY, NIC, SHARE, USB, DEVICE, SERIAL, CPU, ACPI, SCREEN, RTC, LPC, FWCFG, SMBIOS, HOST, QUIRKS,
-        SANDBOX, DEBUG,
-        STOP, AUTOSTART, VARS, BHYVE,
+        BOOT, DISK, CD, FLOPPY, NIC, SHARE, USB, DEVICE, SERIAL, CPU, ACPI, SCREEN, RTC, LPC, FWCFG, SMBIOS, HOST,
+        QUIRKS, SANDBOX, DEBUG, STOP, AUTOSTART, VARS, BHYVE,
     ],
     rules: &[
         Rule::Required("name"),
