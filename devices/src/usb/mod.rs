@@ -329,11 +329,14 @@ impl Device {
         if self.c.configured && self.c.asked { self.function.hands() } else { Hands::default() }
     }
 
-    fn save(&self) -> (Value, Value) {
-        (State::save(&self.c), self.function.save())
+    fn save(&self) -> SavedDevice {
+        (self.function.identity().product, State::save(&self.c), self.function.save())
     }
 
-    fn load(&mut self, (common, own): (Value, Value)) -> Result<(), String> {
+    fn load(&mut self, (product, common, own): SavedDevice) -> Result<(), String> {
+        if product != self.function.identity().product {
+            return Err("another device is plugged in".to_owned());
+        }
         State::load(&mut self.c, common)?;
         self.function.load(own)
     }
@@ -347,8 +350,10 @@ pub(crate) struct Bus {
     told: Hands,
 }
 
-/// What is saved of it.
-pub(crate) type Saved = Vec<Option<(Value, Value)>>;
+/// What is saved of a device: which it is, what all have, and its own.
+type SavedDevice = (u16, Value, Value);
+/// What is saved of all of them.
+pub(crate) type Saved = Vec<Option<SavedDevice>>;
 
 impl Bus {
     /// With what the parameters plug into `ports` ports.

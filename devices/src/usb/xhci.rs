@@ -353,7 +353,6 @@ impl Xhci {
         function.config(|c| c.set8(0x60, 0x30));
         slot.bar(0, BarKind::Mem32, LEN, REGISTERS, Widths::QWORD);
         let (irq, dma) = (slot.intx(Pin::A), slot.dma());
-        // Behind the registers of the class.
         let msi = slot.msi(1);
         let bus = Bus::create(slot, params, USB2_PORTS);
         let [moderation, work] = [MODERATION, WORK].map(|n| slot.timer(n));
