@@ -23,7 +23,7 @@ use anyhow::{Context, Result};
 use emu::Ticket;
 use emu::backend;
 use nix::fcntl::{OFlag, open};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::stat::Mode;
 use serde_json::Value;
 
@@ -33,8 +33,8 @@ use tree::Tree;
 
 /// Files that a guest can have open in a share: as many as the host lets this process have more than it has
 /// without it, within these bounds.
-const MOST_OPEN: u64 = 1024;
-const LEAST_OPEN: u64 = 64;
+const MOST_OPEN: rlim_t = 1024;
+const LEAST_OPEN: rlim_t = 64;
 
 /// A directory that is open, and that nobody serves yet.
 pub struct Share {

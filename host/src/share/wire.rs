@@ -199,7 +199,7 @@ pub fn linux(errno: Errno) -> u32 {
         EPROTO => 71,
         EOVERFLOW => 75,
         EMSGSIZE => 90,
-        EOPNOTSUPP => 95,
+        Errno::EOPNOTSUPP => 95,
         ESTALE => 116,
         EDQUOT => 122,
         // What capability mode says.
