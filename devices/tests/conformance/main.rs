@@ -424,6 +424,7 @@ models! {
     virtio_rnd: "virtio-rnd",
     virtio_console: "virtio-console",
     virtio_scsi: "virtio-scsi",
+    virtio_9p: "virtio-9p",
     uart: "uart",
 }
 
