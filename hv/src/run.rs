@@ -307,7 +307,7 @@ impl Shared {
         let by_instructions = self.machine.clock().by_instructions();
         // It does not change while they run.
         let mask = self.frozen.load(Ordering::SeqCst);
-        let frozen = |vcpu: &Box<dyn Vcpu>| mask != 0 && mask >> vcpu.index() & 1 != 0;
+        let frozen = |vcpu: u32| mask >> vcpu & 1 != 0;
         let count = |vcpus: &[Box<dyn Vcpu>]| vcpus.iter().filter_map(|v| v.icount()).sum::<u64>();
         // Processors in a row that had nothing to do.
         let mut idle = 0;
@@ -325,7 +325,7 @@ impl Shared {
                 }
             }
             let before = vcpus[turn.vcpu].icount();
-            let exit = if frozen(&vcpus[turn.vcpu]) { Exit::Halted } else { vcpus[turn.vcpu].run(left) };
+            let exit = if frozen(vcpus[turn.vcpu].index()) { Exit::Halted } else { vcpus[turn.vcpu].run(left) };
             let ran = before.zip(vcpus[turn.vcpu].icount()).map(|(a, b)| b - a);
             turn.left = turn.left.saturating_sub(ran.unwrap_or(left));
             // Where nobody counts, one that halts has not done anything that its neighbours were not woken for.
@@ -356,7 +356,7 @@ impl Shared {
                 continue;
             }
             idle = 0;
-            let dead = vcpus.iter().all(|v| v.dead() && !frozen(v));
+            let dead = vcpus.iter().all(|v| v.dead() && !frozen(v.index()));
             let clock = self.machine.clock();
             if !dead && clock.is_real() && self.machine.timers.next() < clock.now().saturating_add(NAP) {
                 self.machine.timers.run_due();

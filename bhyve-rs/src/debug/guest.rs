@@ -478,7 +478,10 @@ impl SwBreakpoint for Guest {
 
     fn remove_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
         match self.soft.remove(&address) {
-            Some(Some(planted)) => self.ask(move |machine| Ok(machine.unplant(planted))).map(|()| true),
+            Some(Some(planted)) => self.ask(move |machine| {
+                machine.unplant(planted);
+                Ok(true)
+            }),
             found => Ok(found.is_some()),
         }
     }
