@@ -423,8 +423,9 @@ models! {
     nvme: "nvme",
     virtio_rnd: "virtio-rnd",
     virtio_console: "virtio-console",
-    virtio_scsi: "virtio-scsi",
     virtio_9p: "virtio-9p",
+    virtio_scsi: "virtio-scsi",
+    xhci: "xhci",
     uart: "uart",
 }
 

@@ -13,6 +13,7 @@ use flate2::{Decompress, FlushDecompress};
 use super::format::{Converter, Format};
 use super::region::Rect;
 use super::*;
+use crate::listen::Place;
 
 /// An adapter that shows a picture of the test's.
 struct Canvas(Arc<Mutex<Picture>>, Arc<AtomicUsize>, ());
