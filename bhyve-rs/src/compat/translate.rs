@@ -398,7 +398,9 @@ fn device(out: &mut Out, counts: &mut Counts, at: &str) {
         ("virtio-scsi", _) => {
             let ids = out.from.names(&key("target"));
             let named = ids.iter().map(|id| (id.clone(), key(&format!("target.{id}"))));
-            let first = out.from.is_given(&key("dev")).then(|| ("0".to_owned(), key("dev")));
+            // A target in the newer form is the same.
+            let older = out.from.is_given(&key("dev")) && !ids.iter().any(|id| id == "0");
+            let first = older.then(|| ("0".to_owned(), key("dev")));
             let of = |out: &Out, at: &str| out.from.value(at).map(|value| value.text.clone()).unwrap_or_default();
             let images: Vec<_> =
                 first.into_iter().chain(named).filter(|(_, at)| !of(out, at).starts_with(CTL)).collect();
@@ -991,7 +993,7 @@ pub fn without_effect(tree: &Tree) -> Vec<String> {
         let parts: Vec<&str> = name.split('.').collect();
         let tells = match parts[..] {
             // A disc is read-only, and a network's kind is told by its name.
-            ["pci", _, _, _, .., "device" | "bootindex" | "ro" | "type" | "rfb" | "tcp"] => false,
+            ["pci", _, _, _, .., "device" | "bootindex" | "dev" | "ro" | "type" | "rfb" | "tcp"] => false,
             ["keyboard", "layout"] => keyboard(&text).is_none(),
             ["pci", _, _, _, "fwcfg"] => false,
             ["pci", _, _, _, ..] | ["keyboard", ..] => true,
