@@ -49,6 +49,7 @@ cards! {
     em_82545em: "e1000", "em0", "440bx";
     re_8139c_plus: "rtl8139", "re0", "440fx";
     de_21140: "dec21140", "de0", "440bx";
+    #[ignore = "part of tests/matrix"]
     dc_21143: "dec21143", "dc0", "440bx";
     #[ignore = "part of tests/matrix"]
     rl_8139c: "rtl8139 revision=10", "rl0", "440bx";
