@@ -575,7 +575,12 @@ mod tests {
 
     impl Catalogue for Nothing {
         fn words(&self, class: &str) -> Vec<&str> {
-            if class == "profile" { vec!["pc"] } else { Vec::new() }
+            match class {
+                "profile" => vec!["pc"],
+                "share" => vec!["virtio-9p"],
+                "usb" => vec!["xhci"],
+                _ => Vec::new(),
+            }
         }
     }
 

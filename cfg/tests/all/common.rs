@@ -57,8 +57,8 @@ pub(crate) fn directory(name: &str) -> PathBuf {
 
 /// Keys and sections at the top, as errors list them; `{top}` in an expected line.
 const TOP: &str = "include, name, profile, guest, board, cpus, memory, backend, uuid, clock, seed, [boot], [[disk]], \
-                   [[cd]], [[floppy]], [[nic]], [[device]], [[serial]], [cpu], [acpi], [screen], [rtc], [lpc], [smbios], [host], [quirks], \
-                   [sandbox], [stop], [autostart], [vars], [bhyve]";
+                   [[cd]], [[floppy]], [[nic]], [[share]], [[usb]], [[device]], [[serial]], [cpu], [acpi], [screen], \
+                   [rtc], [lpc], [[fwcfg]], [smbios], [host], [quirks], [sandbox], [debug], [stop], [autostart], [vars], [bhyve]";
 
 /// Reads the first of `files`, beside an empty `disk.img`, and asserts every line that is printed about it.
 pub(crate) fn refuses(name: &str, files: &[(&str, impl AsRef<[u8]>)], expected: &[&str]) {

@@ -182,7 +182,7 @@ mod tests {
         let (screen, still) = (Some((201, 101)), Motion::default());
         let at = Some((0x7fff / 2, 0x7fff));
         assert_eq!(hands.pointer(100, 100, 0, screen), Motion { at, ..still }, "nobody knows from where");
-        let at = Some((0x7fff * 105 / 200, 0x7fff * 98 / 100));
+        let at = Some(((0x7fff_u32 * 105 / 200) as u16, (0x7fff_u32 * 98 / 100) as u16));
         assert_eq!(hands.pointer(105, 98, 5, screen), Motion { dx: 5, dy: 2, wheel: 0, buttons: 3, at });
         assert_eq!(hands.pointer(105, 98, 0x0a, screen), Motion { wheel: 1, buttons: 4, at, ..still });
         assert_eq!(hands.pointer(105, 98, 0x08, screen).wheel, 0);
