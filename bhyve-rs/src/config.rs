@@ -262,8 +262,11 @@ fn pins(node: &Node) -> Result<Vec<(u32, usize)>, Box<Error>> {
     Ok(pairs)
 }
 
+/// A file of fw_cfg: its name, and what is in it.
+pub type Item = (String, Vec<u8>);
+
 /// The files that fw_cfg has beside the machine's own, if the machine has it.
-fn fw_cfg(node: &Node, board: &board::Kind) -> Result<Option<Vec<(String, Vec<u8>)>>> {
+fn fw_cfg(node: &Node, board: &board::Kind) -> Result<Option<Vec<Item>>> {
     let given = node.children("fwcfg");
     let asked = node.child("lpc").text("fwcfg") == "qemu" || !given.is_empty();
     if !board.fw_cfg && !asked {

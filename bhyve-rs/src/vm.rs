@@ -29,6 +29,7 @@ use serde_json::json;
 use crate::backoff::Backoff;
 use crate::bios;
 use crate::board::{self, Board};
+use crate::config;
 use crate::firmware;
 use crate::media::{Change, Media};
 use crate::plan::{Peripherals, Plan};
@@ -118,7 +119,7 @@ pub struct Spec {
     /// An access to a port that no device has ends the machine.
     pub strictio: bool,
     /// The files that fw_cfg has for the guest, if it is there.
-    pub fw_cfg: Option<Vec<(String, Vec<u8>)>>,
+    pub fw_cfg: Option<Vec<config::Item>>,
     /// What runs first.
     pub start: Start,
 }

@@ -253,7 +253,7 @@ impl Engine {
 
     /// Whether a debugger may have a breakpoint at an arena address: linear addresses end in the same bits.
     fn may_break(&self, at: u64) -> bool {
-        self.breakpoints.iter().any(|address| (address ^ at) % PAGE_SIZE == 0)
+        self.breakpoints.iter().any(|address| (address ^ at).is_multiple_of(PAGE_SIZE))
     }
 
     /// Runs block `b` and what it is chained to, until the loop above has something to look at.

@@ -247,7 +247,7 @@ fn what_cannot_run_is_refused_in_a_line() {
         ("-m 16M -l bootrom,bios -s 5,fbuf,vga=full x", "vga"),
         ("-m 16M -l bootrom,bios -s 5,passthru,1/2/3 x", "not passed through"),
         ("-m 16M -l bootrom,bios -l tpm,swtpm,/t x", "no TPM"),
-        ("-m 16M -l bootrom,bios -G 1234 x", "no debug server"),
+        ("-m 16M -l bootrom,bios -n id=1,size=16M,cpus=0 x", "no NUMA domains"),
         ("-m 16M -l bootrom,bios -c 4,sockets=3 x", "does not match 4 vCPUs"),
         ("-m 16M -l bootrom,bios -s 5,virtio-net,vale0:a x", "vale0:a"),
         ("-m 16M -l bootrom,bios -l com1,/etc/passwd x", "/etc/passwd"),
@@ -423,8 +423,9 @@ fn linux_meets_what_less_common_flags_ask_for() {
     for line in ["0", "of-the-line", "of a file", "01000000"] {
         assert!(lines.contains(&line), "{line}: {}", ended.console);
     }
-    let interrupts: Vec<&&str> = lines.iter().filter(|line| line.contains("PCI-MSI")).collect();
-    assert!(interrupts.len() == 1 && interrupts[0].ends_with("virtio0"), "{interrupts:?}");
+    // Without MSI-X Linux's driver takes the wire; one message is what FreeBSD's would take.
+    let wire = |line: &&&str| line.contains("IO-APIC") && line.ends_with("virtio0");
+    assert_eq!(lines.iter().filter(wire).count(), 1, "{}", ended.console);
 }
 
 /// The host's end of a line, to which `bhyve` listens.

@@ -174,7 +174,7 @@ fn linux_has_a_tablet_and_a_keyboard_at_xhci_before_and_after_its_driver_and_the
     let (Some(kernel), Some(initrd)) = (guest("linux-amd64/vmlinuz"), guest("initramfs-amd64.cpio")) else { return };
     let dir = Scratch::new("vnc-usb");
     let socket = dir.path("vnc");
-    let words = ["--kernel", &kernel, "--initrd", &initrd, "--args", "console=ttyS0", "-o", "screen.backend=vnc"];
+    let words = ["--kernel", &kernel, "--initrd", &initrd, "--args", "console=ttyS0 end=shell", "--stay"];
     let vnc = format!("screen.vnc_socket={socket}");
     let usb = ["-o", &vnc, "-o", "usb.0.device=tablet", "-o", "usb.1.device=keyboard"];
     let mut m = Run::start(&[&words[..], &usb].concat(), 400);

@@ -38,6 +38,9 @@ pub fn linear_rip(regs: &Regs) -> u64 {
     }
 }
 
+/// Guest physical address of a stretch that is whole in physical memory, and which of the bytes it is.
+type Part = (u64, std::ops::Range<usize>);
+
 impl Instance {
     /// Has `tell` hear of what stops processors for a debugger. With `wait` the debugger holds the machine from the
     /// first instruction on.
@@ -73,7 +76,7 @@ impl Instance {
     }
 
     /// The parts of a linear range that lie in one page each, with their physical addresses, as far as they are mapped.
-    fn parts(&self, cpu: u32, address: u64, len: usize) -> Result<(CpuBus, Vec<(u64, std::ops::Range<usize>)>)> {
+    fn parts(&self, cpu: u32, address: u64, len: usize) -> Result<(CpuBus, Vec<Part>)> {
         let (regs, _) = self.regs_of(cpu)?;
         let paging = Paging::of(&regs);
         let a20 = self.a20.load(std::sync::atomic::Ordering::Relaxed);

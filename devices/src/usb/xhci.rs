@@ -609,11 +609,9 @@ impl Xhci {
             0x20 => self.write_command(value),
             0x24 => r.status &= !(value & status::CLEARS),
             0x34 => r.notifications = value & 0xffff,
-            0x38 if r.commands_run => {
-                if value & 6 != 0 {
-                    self.stop_commands();
-                }
-            }
+            // While the ring runs its address stays, and only stop and abort are heard.
+            0x38 if r.commands_run && value & 6 == 0 => {}
+            0x38 if r.commands_run => self.stop_commands(),
             0x38 => r.commands = Ring::new(low(r.commands.at)),
             0x3c if !r.commands_run => r.commands.at = high(r.commands.at),
             0x50 => r.contexts = low(r.contexts) & !0x3f,

@@ -5,7 +5,7 @@ use super::{
 };
 
 /// Types of commands.
-mod command {
+mod types {
     pub const ENABLE_SLOT: u32 = 9;
     pub const DISABLE_SLOT: u32 = 10;
     pub const ADDRESS_DEVICE: u32 = 11;
@@ -17,6 +17,7 @@ mod command {
     pub const RESET_DEVICE: u32 = 17;
     pub const NO_OP: u32 = 23;
 }
+
 /// Block Set Address, and Deconfigure.
 const FLAG: u32 = 1 << 9;
 
@@ -65,23 +66,23 @@ impl Xhci {
         let (n, input, flag) = (*slot, trb.parameter & !0xf, trb.has(FLAG));
         let endpoint = (trb.control >> 16 & 31) as u8;
         match trb.kind() {
-            command::NO_OP => Ok(()),
-            command::ENABLE_SLOT => {
+            types::NO_OP => Ok(()),
+            types::ENABLE_SLOT => {
                 let free = |n: &usize| self.r.slots[*n].state == SlotState::Disabled;
                 let most = (self.r.config as usize).min(SLOTS);
                 *slot = (1..=most).find(free).ok_or(code::NO_SLOTS)?;
                 self.r.slots[*slot].state = SlotState::Enabled;
                 Ok(())
             }
-            command::DISABLE_SLOT => {
+            types::DISABLE_SLOT => {
                 *self.slot(n)? = DeviceSlot::default();
                 self.write_slot_state(n, SlotState::Disabled, 0);
                 Ok(())
             }
-            command::ADDRESS_DEVICE => self.address(n, input, flag),
-            command::CONFIGURE_ENDPOINT => self.configure(n, input, flag),
-            command::EVALUATE_CONTEXT => self.evaluate(n, input),
-            command::RESET_ENDPOINT => {
+            types::ADDRESS_DEVICE => self.address(n, input, flag),
+            types::CONFIGURE_ENDPOINT => self.configure(n, input, flag),
+            types::EVALUATE_CONTEXT => self.evaluate(n, input),
+            types::RESET_ENDPOINT => {
                 let e = self.endpoint(n, endpoint)?;
                 if e.state != EndpointState::Halted {
                     return Err(code::CONTEXT_STATE);
@@ -90,7 +91,7 @@ impl Xhci {
                 self.write_endpoint(n, endpoint);
                 Ok(())
             }
-            command::STOP_ENDPOINT => {
+            types::STOP_ENDPOINT => {
                 if self.endpoint(n, endpoint)?.state != EndpointState::Running {
                     return Err(code::CONTEXT_STATE);
                 }
@@ -100,7 +101,7 @@ impl Xhci {
                 self.write_endpoint(n, endpoint);
                 Ok(())
             }
-            command::SET_DEQUEUE => {
+            types::SET_DEQUEUE => {
                 let e = self.endpoint(n, endpoint)?;
                 if !matches!(e.state, EndpointState::Stopped | EndpointState::Error) {
                     return Err(code::CONTEXT_STATE);
@@ -109,7 +110,7 @@ impl Xhci {
                 self.write_endpoint(n, endpoint);
                 Ok(())
             }
-            command::RESET_DEVICE => {
+            types::RESET_DEVICE => {
                 let s = self.slot(n)?;
                 if s.state < SlotState::Addressed {
                     return Err(code::CONTEXT_STATE);

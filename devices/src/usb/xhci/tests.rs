@@ -28,26 +28,34 @@ const INTERRUPT_IN: u8 = 3;
 const MESSAGE: u64 = 0xfee0_0000;
 
 /// What people were told.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Told {
+    pointing: Option<Pointing>,
+    ready: Option<bool>,
+    lights: u8,
+    typing: bool,
+}
+
 #[derive(Clone, Default)]
-struct People(Arc<Mutex<(Option<Pointing>, Option<bool>, u8, bool)>>);
+struct People(Arc<Mutex<Told>>);
 
 impl Pointer for People {
     fn attach(&mut self, _: Weak<DeviceCell>) {}
     fn listens(&mut self, kind: Option<Pointing>) {
-        self.0.lock().unwrap().0 = kind;
+        self.0.lock().unwrap().pointing = kind;
     }
 }
 
 impl Keys for People {
     fn attach(&mut self, _: Weak<DeviceCell>) {}
     fn want(&mut self, ready: bool) {
-        self.0.lock().unwrap().1 = Some(ready);
+        self.0.lock().unwrap().ready = Some(ready);
     }
     fn lights(&mut self, lights: u8) {
-        self.0.lock().unwrap().2 = lights;
+        self.0.lock().unwrap().lights = lights;
     }
     fn listens(&mut self, on: bool) {
-        self.0.lock().unwrap().3 = on;
+        self.0.lock().unwrap().typing = on;
     }
 }
 
@@ -296,11 +304,11 @@ fn a_tablet_is_enumerated_and_says_where_it_is() {
     assert_eq!((short.len(), short[2]), (34, 34), "and no more than there is");
     let (_, report) = d.control([0x81, 6, 0, 0x22, 0, 0, short[25], 0], &[]);
     assert_eq!((report.len(), report[..2].to_vec()), (usize::from(short[25]), vec![5, 1]));
-    assert_eq!(d.people.0.lock().unwrap().0, None);
+    assert_eq!(d.people.0.lock().unwrap().pointing, None);
     d.configure();
     let at = d.ask();
     assert_eq!(d.events(), [], "it has nothing to say");
-    assert_eq!(d.people.0.lock().unwrap().0, Some(Pointing::At));
+    assert_eq!(d.people.0.lock().unwrap().pointing, Some(Pointing::At));
     d.cell.event(Event::PointerAt(0x1234, 0x7fff, 0, 1));
     assert!(d.b.irq(16));
     assert_eq!(d.report(at), [1, 0x34, 0x12, 0xff, 0x7f, 0]);
@@ -319,19 +327,20 @@ fn a_tablet_is_enumerated_and_says_where_it_is() {
     d.ask();
     assert_eq!(d.events(), []);
     d.write(0x20, 0);
-    assert_eq!(d.people.0.lock().unwrap().0, None, "nobody listens to a controller that is stopped");
+    assert_eq!(d.people.0.lock().unwrap().pointing, None, "nobody listens to a controller that is stopped");
 }
 
 #[test]
 fn a_keyboard_types_and_shows_its_lights() {
     let mut d = Driver::all_up("keyboard");
     let at = d.ask();
-    assert_eq!(*d.people.0.lock().unwrap(), (None, Some(true), 0, true));
+    let told = Told { ready: Some(true), typing: true, ..Told::default() };
+    assert_eq!(*d.people.0.lock().unwrap(), told);
     // Shift and A.
     d.cell.event(Event::Key(0x2a, true));
     assert_eq!(d.report(at), [2, 0, 0, 0, 0, 0, 0, 0]);
     d.cell.event(Event::Key(0x1e, true));
-    assert_eq!(d.people.0.lock().unwrap().1, Some(false), "the guest has not asked for it yet");
+    assert_eq!(d.people.0.lock().unwrap().ready, Some(false), "the guest has not asked for it yet");
     let at = d.ask();
     assert_eq!(d.report(at), [2, 0, 4, 0, 0, 0, 0, 0]);
     for code in 2..8 {
@@ -341,9 +350,9 @@ fn a_keyboard_types_and_shows_its_lights() {
         assert_eq!(report[2..] == [1; 6], code == 7, "the seventh key is one too many");
     }
     assert_eq!(d.control([0x21, 9, 0, 2, 0, 0, 1, 0], &[0b111]).0, code::SUCCESS);
-    assert_eq!(d.people.0.lock().unwrap().2, 0b111);
+    assert_eq!(d.people.0.lock().unwrap().lights, 0b111);
     d.control([0x21, 9, 0, 2, 0, 0, 1, 0], &[0b010]);
-    assert_eq!(d.people.0.lock().unwrap().2, 0b100, "Caps Lock");
+    assert_eq!(d.people.0.lock().unwrap().lights, 0b100, "Caps Lock");
 }
 
 #[test]
@@ -523,7 +532,7 @@ fn what_was_saved_goes_on_elsewhere_and_what_cannot_be_is_refused() {
     ram = other.b.dma();
     ram.write(0, &all);
     other.cell.load(saved.clone()).unwrap();
-    assert!(other.people.0.lock().unwrap().3, "the guest listens to it");
+    assert!(other.people.0.lock().unwrap().typing, "the guest listens to it");
     let mut other = Driver { ring: d.ring, event: d.event, ..other };
     other.cell.event(Event::Key(0x1e, true));
     assert_eq!(other.report(at), [0, 0, 4, 0, 0, 0, 0, 0]);
@@ -536,7 +545,7 @@ fn what_was_saved_goes_on_elsewhere_and_what_cannot_be_is_refused() {
     assert!(other.cell.load(bad).is_err());
     // The guest resets it: the board's keyboard is what it listens to.
     other.run();
-    assert!(!other.people.0.lock().unwrap().3);
+    assert!(!other.people.0.lock().unwrap().typing);
 }
 
 #[test]
