@@ -38,8 +38,8 @@ use std::sync::Arc;
 use emu::{IrqSink, Machine, MsiSink};
 use serde_json::Value;
 
-#[cfg(target_os = "linux")]
 pub use affinity::CPUS as HOST_CPUS;
+#[cfg(target_os = "linux")]
 pub use kvm::Kvm;
 pub use lacking::Lacking;
 pub use memory::{MemoryMap, PageTables, Slot};

@@ -213,7 +213,6 @@ fn many_queues_fill_nvme_namespaces_that_another_boot_reads() {
 }
 
 #[test]
-#[ignore = "never seen to end: Linux's part takes minutes or hangs, see the commit"]
 fn scsi_disks_are_filled_through_resets_and_another_boot_reads_them_beside_a_cd() {
     let (raw, files) = (Image::empty("scsi", 8 * MIB), Image::empty("scsi-files", 24 * MIB));
     let disc = Image::with("scsi-disc", &iso(&stream(300_000)));
