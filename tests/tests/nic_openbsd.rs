@@ -49,7 +49,6 @@ cards! {
     em_82545em: "e1000", "em0", "440bx";
     re_8139c_plus: "rtl8139", "re0", "440fx";
     de_21140: "dec21140", "de0", "440bx";
-    #[ignore = "part of tests/matrix"]
     dc_21143: "dec21143", "dc0", "440bx";
     #[ignore = "part of tests/matrix"]
     rl_8139c: "rtl8139 revision=10", "rl0", "440bx";
@@ -114,10 +113,10 @@ fn inside(model: &str, interface: &str, board: &str, Work { mib, pings, resets, 
     words.extend(settings.iter().flat_map(|s| ["-o", s]));
     let ended = Run::start(&words, seconds).wait();
     let console = &ended.console;
-    let sent = format!("{pings} packets transmitted, {pings} packets received");
-    for found in [&*sent, &format!("up {resets} times")] {
-        assert!(console.contains(found), "{found}: {console}\n{}", ended.stderr);
-    }
+    // A flood does not always wait for the answer before the next one, and ends with the last that it was to get.
+    let all = |more| console.contains(&format!("{} packets transmitted, {pings} packets received", pings + more));
+    assert!(all(0) || all(1), "{console}\n{}", ended.stderr);
+    assert!(console.contains(&format!("up {resets} times")), "{console}\n{}", ended.stderr);
     for said in ["timeout", "autosense failed"] {
         assert!(!console.contains(said), "{console}");
     }
