@@ -237,7 +237,7 @@ impl Checker<'_> {
             }
         });
         match &elsewhere[..] {
-            [path] if path == name => {
+            [path, ..] if path == name => {
                 let message = format!("{} belongs at the top, before the first [section]", quoted(name));
                 Problem { message, ..problem }
             }
