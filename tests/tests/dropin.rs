@@ -247,7 +247,6 @@ fn what_cannot_run_is_refused_in_a_line() {
         ("-m 16M -l bootrom,bios -s 5,fbuf,vga=full x", "vga"),
         ("-m 16M -l bootrom,bios -s 5,passthru,1/2/3 x", "not passed through"),
         ("-m 16M -l bootrom,bios -l tpm,swtpm,/t x", "no TPM"),
-        ("-m 16M -l bootrom,bios -n id=1,size=16M,cpus=0 x", "no NUMA domains"),
         ("-m 16M -l bootrom,bios -c 4,sockets=3 x", "does not match 4 vCPUs"),
         ("-m 16M -l bootrom,bios -s 5,virtio-net,vale0:a x", "vale0:a"),
         ("-m 16M -l bootrom,bios -l com1,/etc/passwd x", "/etc/passwd"),
