@@ -10,13 +10,15 @@
 use std::sync::Arc;
 
 use emu::backend::Net;
-use emu::{BarKind, Clock, DmaMem, IrqLine, Params, PciIds, Pin, ResetKind, Slot, Timer, Widths};
+use emu::{BarKind, Clock, Device, DmaMem, Event, IrqLine, Params, PciIds, Pin, ResetKind, Slot, Timer, Widths};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::microwire::{Lines, Microwire};
 use super::offload;
 use super::phy::Phy;
-use super::{BROADCAST, FCS, MIN_FRAME, Mac, crc32_be, crc32_le, subsystem};
+use super::{BROADCAST, FCS, MIN_FRAME, Mac, crc32_be, crc32_le, padded, subsystem};
 
 /// Command register (CR).
 pub(super) mod cr {
@@ -293,10 +295,91 @@ pub(super) fn merge(old: u32, value: u32, lanes: u32) -> u32 {
     old & !lanes | value & lanes
 }
 
-/// Registers, accessed as PCI does it: double words, and which of their bytes count.
+/// A chip: what all have, and what it has of its own.
+pub(super) struct Realtek<Own> {
+    pub core: Core,
+    pub s: Own,
+}
+
+/// What is each chip's matter.
 pub(super) trait Registers {
+    /// Registers are accessed as PCI does it: double words, and which of their bytes count.
     fn get(&mut self, at: u8, lanes: u32) -> u32;
     fn set(&mut self, at: u8, value: u32, lanes: u32);
+    /// A frame has come, padded.
+    fn receive(&mut self, frame: &[u8]);
+}
+
+/// What a chip has of its own, from the power-on state on.
+pub(super) trait Own: Default + Clone + Serialize + DeserializeOwned + Send + 'static {
+    /// Whether a state that another machine saved is this chip's.
+    fn fits(&self) -> bool;
+}
+
+impl<O> Realtek<O>
+where
+    Realtek<O>: Registers,
+{
+    /// What was sent in loopback is received; the wire follows ISR and IMR.
+    fn settle(&mut self) {
+        for frame in std::mem::take(&mut self.core.looped) {
+            self.receive(&frame);
+        }
+        self.core.update();
+    }
+}
+
+impl<O: Own> Device for Realtek<O>
+where
+    Realtek<O>: Registers,
+{
+    fn read(&mut self, _: u32, offset: u64, width: u8) -> u64 {
+        read(self, offset, width)
+    }
+
+    fn write(&mut self, _: u32, offset: u64, width: u8, value: u64) {
+        write(self, offset, width, value);
+        self.settle();
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Frame(frame) if self.core.link() => self.receive(&padded(frame)),
+            Event::Link(up) => self.core.set_link(up),
+            Event::Timer(id) => self.core.timer(id),
+            _ => {}
+        }
+        self.settle();
+    }
+
+    fn reset(&mut self, kind: ResetKind) {
+        self.s = O::default();
+        self.core.reset(kind);
+    }
+
+    fn state(&mut self) -> &mut dyn emu::State {
+        self
+    }
+}
+
+/// By hand: two structures.
+impl<O: Own> emu::State for Realtek<O>
+where
+    Realtek<O>: Registers,
+{
+    fn save(&self) -> Value {
+        (self.core.s.clone(), self.s.clone()).save()
+    }
+
+    fn load(&mut self, value: Value) -> Result<(), String> {
+        let (core, own): (State, O) = serde_json::from_value(value).map_err(|e| e.to_string())?;
+        if !own.fits() {
+            return Err("the registers are those of another chip".to_owned());
+        }
+        self.core.load(core);
+        self.s = own;
+        Ok(())
+    }
 }
 
 /// The one or two double words of an access: where, and the lanes.
@@ -307,7 +390,7 @@ fn double_words(offset: u64, width: u8) -> (u8, u32, [u32; 2]) {
 }
 
 /// A read of any width at any place.
-pub(super) fn read(registers: &mut impl Registers, offset: u64, width: u8) -> u64 {
+fn read(registers: &mut impl Registers, offset: u64, width: u8) -> u64 {
     let (at, skip, lanes) = double_words(offset, width);
     let mut value = 0;
     for (n, lanes) in lanes.into_iter().enumerate() {
@@ -319,7 +402,7 @@ pub(super) fn read(registers: &mut impl Registers, offset: u64, width: u8) -> u6
 }
 
 /// A write.
-pub(super) fn write(registers: &mut impl Registers, offset: u64, width: u8, value: u64) {
+fn write(registers: &mut impl Registers, offset: u64, width: u8, value: u64) {
     let (at, skip, lanes) = double_words(offset, width);
     let value = (value & 0xffff_ffff) << skip;
     for (n, lanes) in lanes.into_iter().enumerate() {

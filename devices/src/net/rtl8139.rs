@@ -8,13 +8,12 @@
 //! Modelled: filters, checksums, segmentation and VLAN tags in C+ mode, statistics, timer, EEPROM, PHY, loopback, link
 //! changes. Frames come in whole, so that early interrupts (ERTH, MULINT) come with their last byte. Not modelled: wake-up.
 
-use emu::{Class, Device, Event, Model, Param, ParamKind, Params, PciIds, ResetKind, Slot, State};
+use emu::{Class, Device, Model, Param, ParamKind, Params, PciIds, Slot};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::phy::reg;
-use super::realtek::{self, Chip, Core, Registers, cpcr, cr, isr, merge, with_fcs};
-use super::{MAC, SUBSYSTEM, crc32_le, padded};
+use super::realtek::{self, Chip, Core, Realtek, Registers, cpcr, cr, isr, merge, with_fcs};
+use super::{MAC, SUBSYSTEM, crc32_le};
 
 /// The model.
 pub static MODEL: Model = Model {
@@ -67,6 +66,9 @@ const MAX_RECEIVE: usize = 4096;
 /// apart.
 const ROOM: usize = 1536;
 
+/// The revision of an 8139C+.
+const PLUS: u8 = 0x20;
+
 /// Registers that only keep what is written: PHY parameters and wake-up frames.
 const KEPT: std::ops::RangeInclusive<u8> = 0x78..=0xd4;
 
@@ -92,10 +94,10 @@ impl Default for Own {
     }
 }
 
-struct Rtl8139 {
-    core: Core,
-    plus: bool,
-    s: Own,
+impl realtek::Own for Own {
+    fn fits(&self) -> bool {
+        self.next < self.tsd.len() && self.kept.len() == Own::default().kept.len()
+    }
 }
 
 fn create(slot: &mut Slot, params: &Params) -> Result<Box<dyn Device>, String> {
@@ -105,7 +107,7 @@ fn create(slot: &mut Slot, params: &Params) -> Result<Box<dyn Device>, String> {
             vendor: 0x10ec,
             device: 0x8139,
             class: 0x02_0000,
-            revision: if plus { 0x20 } else { 0x10 },
+            revision: if plus { PLUS } else { 0x10 },
             ..PciIds::default()
         },
         version: if plus { 0x7480_0000 } else { 0x7400_0000 },
@@ -115,10 +117,10 @@ fn create(slot: &mut Slot, params: &Params) -> Result<Box<dyn Device>, String> {
         phy: 0,
         gigabit: false,
     };
-    Ok(Box::new(Rtl8139 { core: Core::create(slot, params, chip)?, plus, s: Own::default() }))
+    Ok(Box::new(Realtek { core: Core::create(slot, params, chip)?, s: Own::default() }))
 }
 
-impl Rtl8139 {
+impl Realtek<Own> {
     /// Bytes of the receive ring.
     fn size(&self) -> usize {
         8192 << (self.core.s.rcr >> RCR_SIZE_SHIFT & 3)
@@ -130,8 +132,13 @@ impl Rtl8139 {
         usize::from(self.s.cbr.wrapping_sub(read)) & (self.size() - 1)
     }
 
+    /// Whether it is an 8139C+.
+    fn plus(&self) -> bool {
+        self.core.chip.ids.revision == PLUS
+    }
+
     fn in_rings(&self, direction: u16) -> bool {
-        self.plus && self.core.s.cpcr & direction != 0
+        self.plus() && self.core.s.cpcr & direction != 0
     }
 
     fn command(&mut self, value: u8) {
@@ -167,17 +174,6 @@ impl Rtl8139 {
             self.s.tsd[n] = status | tsd::OWN | tsd::TOK | if carrier { 0 } else { tsd::CRS };
             self.s.next = (n + 1) % self.s.tsd.len();
             self.core.s.isr |= isr::TOK;
-        }
-    }
-
-    fn receive(&mut self, frame: &[u8]) {
-        let Some(kind) = self.core.accepts(frame) else { return };
-        if with_fcs(frame) > MAX_RECEIVE {
-            self.core.refused();
-        } else if self.in_rings(cpcr::RX) {
-            self.core.receive_into_ring(frame, kind);
-        } else {
-            self.store(frame, kind);
         }
     }
 
@@ -218,14 +214,6 @@ impl Rtl8139 {
         }
     }
 
-    /// What was sent in loopback is received; the wire follows ISR and IMR.
-    fn settle(&mut self) {
-        for frame in std::mem::take(&mut self.core.looped) {
-            self.receive(&frame);
-        }
-        self.core.update();
-    }
-
     fn media_status(&self) -> u8 {
         let phy = &self.core.s.phy;
         (if phy.link() { 0 } else { 1 << 2 }) | if phy.mode().speed == 10 { 1 << 3 } else { 0 }
@@ -244,7 +232,7 @@ impl Rtl8139 {
     }
 }
 
-impl Registers for Rtl8139 {
+impl Registers for Realtek<Own> {
     fn get(&mut self, at: u8, lanes: u32) -> u32 {
         let pair = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;
         match at {
@@ -270,8 +258,8 @@ impl Registers for Rtl8139 {
             0x68 => pair(self.core.s.phy.read(reg::ANLPAR), self.core.s.phy.read(reg::ANER)),
             // CSCR: connected.
             0x74 if self.core.link() => 0x0408,
-            0xd8 => u32::from_le_bytes([self.s.config5, if self.plus { self.core.polling() } else { 0 }, 0, 0]),
-            0xe0..=0xe8 if !self.plus => 0,
+            0xd8 => u32::from_le_bytes([self.s.config5, if self.plus() { self.core.polling() } else { 0 }, 0, 0]),
+            0xe0..=0xe8 if !self.plus() => 0,
             _ if KEPT.contains(&at) => self.s.kept[usize::from(at - KEPT.start()) / 4],
             _ => self.core.get(at),
         }
@@ -305,11 +293,11 @@ impl Registers for Rtl8139 {
                 if has(0) {
                     self.s.config5 = bytes[0] & 0x7f;
                 }
-                if has(1) && self.plus {
+                if has(1) && self.plus() {
                     self.core.poll(bytes[1]);
                 }
             }
-            0xe0..=0xe8 if !self.plus => {}
+            0xe0..=0xe8 if !self.plus() => {}
             _ if KEPT.contains(&at) => {
                 let kept = &mut self.s.kept[usize::from(at - KEPT.start()) / 4];
                 *kept = merge(*kept, value, lanes);
@@ -317,52 +305,16 @@ impl Registers for Rtl8139 {
             _ => self.core.set(at, value, lanes),
         }
     }
-}
 
-impl Device for Rtl8139 {
-    fn read(&mut self, _: u32, offset: u64, width: u8) -> u64 {
-        realtek::read(self, offset, width)
-    }
-
-    fn write(&mut self, _: u32, offset: u64, width: u8, value: u64) {
-        realtek::write(self, offset, width, value);
-        self.settle();
-    }
-
-    fn event(&mut self, event: Event) {
-        match event {
-            Event::Frame(frame) if self.core.link() => self.receive(&padded(frame)),
-            Event::Link(up) => self.core.set_link(up),
-            Event::Timer(id) => self.core.timer(id),
-            _ => {}
+    fn receive(&mut self, frame: &[u8]) {
+        let Some(kind) = self.core.accepts(frame) else { return };
+        if with_fcs(frame) > MAX_RECEIVE {
+            self.core.refused();
+        } else if self.in_rings(cpcr::RX) {
+            self.core.receive_into_ring(frame, kind);
+        } else {
+            self.store(frame, kind);
         }
-        self.settle();
-    }
-
-    fn reset(&mut self, kind: ResetKind) {
-        self.s = Own::default();
-        self.core.reset(kind);
-    }
-
-    fn state(&mut self) -> &mut dyn State {
-        self
-    }
-}
-
-/// By hand: two structures.
-impl State for Rtl8139 {
-    fn save(&self) -> Value {
-        (self.core.s.clone(), self.s.clone()).save()
-    }
-
-    fn load(&mut self, value: Value) -> Result<(), String> {
-        let (core, own): (realtek::State, Own) = serde_json::from_value(value).map_err(|e| e.to_string())?;
-        if own.next >= own.tsd.len() || own.kept.len() != Own::default().kept.len() {
-            return Err("the registers are not those of an 8139".to_owned());
-        }
-        self.core.load(core);
-        self.s = own;
-        Ok(())
     }
 }
 

@@ -9,12 +9,11 @@
 //!
 //! Guests: re(4) of the BSDs, Linux's r8169 (which wants the PHY's driver realtek), iPXE.
 
-use emu::{Class, Device, Event, Model, Params, PciIds, ResetKind, Slot, State};
+use emu::{Class, Device, Model, Params, PciIds, Slot};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::realtek::{self, Chip, Core, Registers, isr, merge, with_fcs};
-use super::{MAC, SUBSYSTEM, padded};
+use super::realtek::{self, Chip, Core, Realtek, Registers, isr, merge, with_fcs};
+use super::{MAC, SUBSYSTEM};
 
 /// The model.
 pub static MODEL: Model = Model {
@@ -68,9 +67,11 @@ impl Default for Own {
     }
 }
 
-struct Rtl8169 {
-    core: Core,
-    s: Own,
+impl realtek::Own for Own {
+    fn fits(&self) -> bool {
+        let fresh = Own::default();
+        (self.kept.len(), self.pages.len()) == (fresh.kept.len(), fresh.pages.len())
+    }
 }
 
 fn create(slot: &mut Slot, params: &Params) -> Result<Box<dyn Device>, String> {
@@ -83,29 +84,10 @@ fn create(slot: &mut Slot, params: &Params) -> Result<Box<dyn Device>, String> {
         phy: 0x001c_c910,
         gigabit: true,
     };
-    Ok(Box::new(Rtl8169 { core: Core::create(slot, params, chip)?, s: Own::default() }))
+    Ok(Box::new(Realtek { core: Core::create(slot, params, chip)?, s: Own::default() }))
 }
 
-impl Rtl8169 {
-    fn receive(&mut self, frame: &[u8]) {
-        let Some(kind) = self.core.accepts(frame) else { return };
-        // 0 is what it has after a reset, when drivers may not have set it yet.
-        let largest = if self.s.largest == 0 { MAX_RECEIVE } else { usize::from(self.s.largest).min(MAX_RECEIVE) };
-        if with_fcs(frame) > largest {
-            self.core.refused();
-        } else {
-            self.core.receive_into_ring(frame, kind);
-        }
-    }
-
-    /// What was sent in loopback is received; the wire follows ISR and IMR.
-    fn settle(&mut self) {
-        for frame in std::mem::take(&mut self.core.looped) {
-            self.receive(&frame);
-        }
-        self.core.update();
-    }
-
+impl Realtek<Own> {
     /// The register of the present page, if it is none of the standard's.
     fn paged(&mut self, register: u8) -> Option<&mut u16> {
         let own = self.s.page != 0 || register > 15 || matches!(register, 11..=14);
@@ -148,7 +130,7 @@ impl Rtl8169 {
     }
 }
 
-impl Registers for Rtl8169 {
+impl Registers for Realtek<Own> {
     fn get(&mut self, at: u8, _: u32) -> u32 {
         match at {
             0x38 => self.core.polling().into(),
@@ -195,53 +177,16 @@ impl Registers for Rtl8169 {
             _ => self.core.set(at, value, lanes),
         }
     }
-}
 
-impl Device for Rtl8169 {
-    fn read(&mut self, _: u32, offset: u64, width: u8) -> u64 {
-        realtek::read(self, offset, width)
-    }
-
-    fn write(&mut self, _: u32, offset: u64, width: u8, value: u64) {
-        realtek::write(self, offset, width, value);
-        self.settle();
-    }
-
-    fn event(&mut self, event: Event) {
-        match event {
-            Event::Frame(frame) if self.core.link() => self.receive(&padded(frame)),
-            Event::Link(up) => self.core.set_link(up),
-            Event::Timer(id) => self.core.timer(id),
-            _ => {}
+    fn receive(&mut self, frame: &[u8]) {
+        let Some(kind) = self.core.accepts(frame) else { return };
+        // 0 is what it has after a reset, when drivers may not have set it yet.
+        let largest = if self.s.largest == 0 { MAX_RECEIVE } else { usize::from(self.s.largest).min(MAX_RECEIVE) };
+        if with_fcs(frame) > largest {
+            self.core.refused();
+        } else {
+            self.core.receive_into_ring(frame, kind);
         }
-        self.settle();
-    }
-
-    fn reset(&mut self, kind: ResetKind) {
-        self.s = Own::default();
-        self.core.reset(kind);
-    }
-
-    fn state(&mut self) -> &mut dyn State {
-        self
-    }
-}
-
-/// By hand: two structures.
-impl State for Rtl8169 {
-    fn save(&self) -> Value {
-        (self.core.s.clone(), self.s.clone()).save()
-    }
-
-    fn load(&mut self, value: Value) -> Result<(), String> {
-        let (core, own): (realtek::State, Own) = serde_json::from_value(value).map_err(|e| e.to_string())?;
-        let fresh = Own::default();
-        if (own.kept.len(), own.pages.len()) != (fresh.kept.len(), fresh.pages.len()) {
-            return Err("the registers are not those of an 8169".to_owned());
-        }
-        self.core.load(core);
-        self.s = own;
-        Ok(())
     }
 }
 

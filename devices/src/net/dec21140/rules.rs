@@ -1,9 +1,21 @@
 //! What drivers rely on in this chip beyond its data sheet's first reading, each with a stall behind it. A test breaks
 //! one at a time and sees a driver stall; in the product nothing is ever broken, and the checks compile to nothing.
 
-/// A rule that a test can break. De is FreeBSD's and OpenBSD's de(4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rule {
+/// The rules, and the list of them for tests.
+macro_rules! rules {
+    ($($(#[doc = $doc:literal])+ $rule:ident,)+) => {
+        /// A rule that a test can break. De is FreeBSD's and OpenBSD's de(4).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum Rule {
+            $($(#[doc = $doc])+ $rule,)+
+        }
+
+        #[cfg(test)]
+        pub(super) const RULES: &[Rule] = &[$(Rule::$rule),+];
+    };
+}
+
+rules! {
     /// INTA# follows a write of CSR7, too: de masks TI while its ring has room, and unmasks it when it may have come.
     UnmaskedStatusInterrupts,
     /// Only what CSR7 lets through counts for CSR5's summaries and INTA#: de masks what it does not want to hear.
@@ -64,40 +76,6 @@ thread_local! {
 }
 
 impl Rule {
-    /// All of them.
-    #[cfg(test)]
-    pub(super) const ALL: [Rule; 26] = {
-        use Rule::*;
-        [
-            UnmaskedStatusInterrupts,
-            MaskedStatusIsSilent,
-            SetupWhileStopped,
-            SetupWithSegmentBits,
-            SetupInterrupts,
-            SetupIsReturned,
-            PollDemandIsHeard,
-            StartPolls,
-            ReceiverLooksAgain,
-            StopIsTold,
-            RestartGoesOn,
-            NoFifoOverflows,
-            LengthCountsFcs,
-            GoodFramesHaveNoError,
-            RingsEnd,
-            SecondBufferCounts,
-            SentFramesHaveCarrier,
-            ShortFramesArePadded,
-            NoBufferSuspends,
-            ResetIsShort,
-            RegistersInMemory,
-            HashesCount,
-            AllMulticastIsBroadcast,
-            GroupsInTheList,
-            FramesComeOneByOne,
-            SentFramesComeLate,
-        ]
-    };
-
     /// Breaks a rule, in the present thread, or none.
     #[cfg(test)]
     pub(super) fn set_broken(rule: Option<Rule>) {

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use super::super::rules::Rule;
+use super::super::rules::{RULES, Rule};
 use super::*;
 use crate::net::crc32_le;
 
@@ -599,7 +599,7 @@ fn de_runs_by_ports_and_by_memory() {
 
 #[test]
 fn de_stalls_when_any_of_the_rules_is_broken() {
-    for rule in Rule::ALL {
+    for &rule in RULES {
         Rule::set_broken(Some(rule));
         let ended = std::panic::catch_unwind(|| scenario(true));
         Rule::set_broken(None);
