@@ -52,15 +52,7 @@ impl Listener for Card {
 
 fn serve(local: &str, remote: &str) -> Result<()> {
     let socket = UnixDatagram::bind(local)?;
-    let config = nat::Config {
-        addresses: nat::Addresses::new("10.0.2.0/24", &[])?,
-        resolvers: Vec::new(),
-        host_loopback: true,
-        outbound: true,
-        forwards: Vec::new(),
-        tftp: None,
-        bootfile: None,
-    };
+    let config = nat::Config { host_loopback: true, ..nat::Config::new(nat::Addresses::new("10.0.2.0/24", &[])?) };
     let bench = Bench::new();
     let io = Io::new()?;
     let mut net = Nat::open(config)?.plug(&io)?;

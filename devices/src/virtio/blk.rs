@@ -15,6 +15,20 @@ use serde::{Deserialize, Serialize};
 use super::pci::{Core, Function, IOEVENTFD, Kind, MSIX, VERSION, VirtioPci};
 use super::queue::Chain;
 
+/// Keys of virtio's disks.
+pub(super) const SECTORSIZE: Param = Param {
+    name: "sectorsize",
+    kind: ParamKind::Text,
+    default: "512",
+    help: "bytes in a sector of a disk, logical or logical/physical",
+};
+pub(super) const NODELETE: Param = Param {
+    name: "nodelete",
+    kind: ParamKind::Bool,
+    default: "false",
+    help: "do not take news of contents that are no longer needed",
+};
+
 /// The model.
 pub static MODEL: Model = Model {
     name: "virtio-blk",
@@ -30,18 +44,8 @@ pub static MODEL: Model = Model {
             default: "",
             help: "serial number, up to 20 characters; by default the device's name",
         },
-        Param {
-            name: "sectorsize",
-            kind: ParamKind::Text,
-            default: "512",
-            help: "bytes in a sector, logical or logical/physical",
-        },
-        Param {
-            name: "nodelete",
-            kind: ParamKind::Bool,
-            default: "false",
-            help: "do not take news of contents that are no longer needed",
-        },
+        SECTORSIZE,
+        NODELETE,
         Param {
             name: "queues",
             kind: ParamKind::Int(1, MAX_QUEUES),

@@ -12,6 +12,7 @@ use emu::{Class, Event, Model, Param, ParamKind, Params, Slot, Unit};
 use serde::{Deserialize, Serialize};
 
 use super::blk::sector_sizes;
+use super::blk::{NODELETE, SECTORSIZE};
 use super::pci::{Core, Function, IOEVENTFD, Kind, MSIX, VERSION, VirtioPci};
 use super::queue::Chain;
 use crate::storage::scsi::{
@@ -30,18 +31,8 @@ pub static MODEL: Model = Model {
         MSIX,
         Param { name: "ser", kind: ParamKind::Text, default: "", help: "serial number, up to 20 characters" },
         Param { name: "product", kind: ParamKind::Text, default: "", help: "name of the drive, up to 16 characters" },
-        Param {
-            name: "sectorsize",
-            kind: ParamKind::Text,
-            default: "512",
-            help: "bytes in a sector of a disk, logical or logical/physical",
-        },
-        Param {
-            name: "nodelete",
-            kind: ParamKind::Bool,
-            default: "false",
-            help: "do not take news of contents that are no longer needed",
-        },
+        SECTORSIZE,
+        NODELETE,
         Param {
             name: "queues",
             kind: ParamKind::Int(1, MAX_QUEUES),

@@ -34,6 +34,21 @@ pub struct Config {
     pub bootfile: Option<String>,
 }
 
+impl Config {
+    /// One that leads outside, but not to the host's loopback, and has nothing else.
+    pub fn new(addresses: Addresses) -> Config {
+        Config {
+            addresses,
+            resolvers: Vec::new(),
+            host_loopback: false,
+            outbound: true,
+            forwards: Vec::new(),
+            tftp: None,
+            bootfile: None,
+        }
+    }
+}
+
 /// The addresses of a NAT's network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addresses {

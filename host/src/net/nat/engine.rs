@@ -41,6 +41,14 @@ pub(super) struct Packet<'a> {
     pub raw: &'a [u8],
 }
 
+/// What a flow is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Ends {
+    pub guest: SocketAddr,
+    /// The other end as the guest sees it.
+    pub far: SocketAddr,
+}
+
 impl Packet<'_> {
     fn port(&self, at: usize) -> u16 {
         self.payload.get(at..at + 2).map_or(0, |port| u16::from_be_bytes([port[0], port[1]]))
@@ -54,6 +62,10 @@ impl Packet<'_> {
     /// The other end.
     pub fn target(&self) -> SocketAddr {
         SocketAddr::new(self.to, self.port(2))
+    }
+
+    pub fn ends(&self) -> Ends {
+        Ends { guest: self.source(), far: self.target() }
     }
 
     /// Whether it is for many.

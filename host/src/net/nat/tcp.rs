@@ -19,7 +19,7 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpProtocol, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
 
 use super::config::Behind;
-use super::engine::Packet;
+use super::engine::{Ends, Packet};
 use super::host::{Host, Owner, Ready};
 use super::icmp::{Unreachable, unreachable};
 use super::link::{Link, MTU, sum};
@@ -45,15 +45,8 @@ const DNS: u16 = 53;
 /// The flag of a segment that ends a connection.
 const RST: u8 = 4;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    guest: SocketAddr,
-    /// The other end as the guest sees it.
-    far: SocketAddr,
-}
-
 struct Flow {
-    key: Key,
+    key: Ends,
     stage: Stage,
     /// When it is looked at whatever happens; its entry in `Tcp::timers`.
     timer: Option<Instant>,
@@ -101,7 +94,7 @@ struct Listening {
 /// All connections.
 pub(super) struct Tcp {
     flows: Slab<Flow>,
-    by_key: HashMap<Key, usize>,
+    by_key: HashMap<Ends, usize>,
     timers: BTreeSet<(Instant, usize)>,
     listeners: Vec<Listening>,
     begun: Instant,
@@ -144,7 +137,7 @@ impl Tcp {
         packet: &Packet,
         now: Instant,
     ) {
-        let key = Key { guest: packet.source(), far: packet.target() };
+        let key = packet.ends();
         if let Some(&at) = self.by_key.get(&key) {
             return self.segment(link, host, at, packet, now);
         }
@@ -366,14 +359,14 @@ impl Tcp {
         let prepared = socket.set_nonblocking(true).and_then(|()| prepare(&socket));
         let Some((guest, mut far)) = inward(link, peer, port) else { return abort(socket) };
         // One peer may come by two ports of the host.
-        while self.by_key.contains_key(&Key { guest, far }) {
+        while self.by_key.contains_key(&Ends { guest, far }) {
             far.set_port(far.port().checked_add(1).unwrap_or(1024));
         }
         if self.flows.len() >= FLOWS {
             self.tell_full();
             return abort(socket);
         }
-        let key = Key { guest, far };
+        let key = Ends { guest, far };
         let time = self.time(now);
         let buffer = if self.flows.len() < FEW { BUFFER } else { SMALL_BUFFER };
         self.seed += 1;
@@ -429,7 +422,14 @@ impl Tcp {
 }
 
 impl Open {
-    fn new(link: &mut Link, host: TcpStream, key: Key, buffer: usize, seed: u64, time: smoltcp::time::Instant) -> Open {
+    fn new(
+        link: &mut Link,
+        host: TcpStream,
+        key: Ends,
+        buffer: usize,
+        seed: u64,
+        time: smoltcp::time::Instant,
+    ) -> Open {
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut interface = Interface::new(config, &mut Port { link, packet: None, guest: key.guest }, time);
@@ -549,7 +549,7 @@ fn endpoint(of: SocketAddr) -> (IpAddress, u16) {
 }
 
 /// Answers a segment that belongs to no connection.
-fn reset(link: &mut Link, key: Key, segment: &TcpPacket<&[u8]>) {
+fn reset(link: &mut Link, key: Ends, segment: &TcpPacket<&[u8]>) {
     if segment.rst() {
         return;
     }

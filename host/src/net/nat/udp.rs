@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::config::Behind;
-use super::engine::Packet;
+use super::engine::{Ends, Packet};
 use super::host::{Host, Owner, Ready};
 use super::icmp::{Unreachable, gateway, unreachable};
 use super::link::Link;
@@ -27,15 +27,8 @@ const BURST: usize = 64;
 /// What a port of the host is forwarded with: its index among the listeners.
 type Listener = usize;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    guest: SocketAddr,
-    /// The other end as the guest sees it.
-    far: SocketAddr,
-}
-
 struct Flow {
-    key: Key,
+    key: Ends,
     ticket: u64,
     socket: Option<UdpSocket>,
     waiting: Vec<Vec<u8>>,
@@ -53,7 +46,7 @@ struct Open {
 #[derive(Default)]
 pub(super) struct Udp {
     flows: Slab<Flow>,
-    by_key: HashMap<Key, usize>,
+    by_key: HashMap<Ends, usize>,
     listeners: Vec<Open>,
     buffer: Vec<u8>,
 }
@@ -74,7 +67,7 @@ impl Udp {
         data: &[u8],
         now: Instant,
     ) {
-        let key = Key { guest: packet.source(), far: packet.target() };
+        let key = packet.ends();
         if let Some(&at) = self.by_key.get(&key) {
             return self.send(host, at, packet, data, now);
         }
@@ -90,7 +83,7 @@ impl Udp {
         self.send(host, at, packet, data, now);
     }
 
-    fn begin(&mut self, host: &mut Host, key: Key, request: &Request, now: Instant) -> usize {
+    fn begin(&mut self, host: &mut Host, key: Ends, request: &Request, now: Instant) -> usize {
         if self.flows.len() >= FLOWS
             && let Some((oldest, _)) = self.flows.iter().min_by_key(|(_, flow)| flow.last)
         {
@@ -200,7 +193,7 @@ impl Udp {
                 Err(_) => continue,
             };
             let Some((guest, far)) = inward(link, peer, open.guest) else { continue };
-            let key = Key { guest, far };
+            let key = Ends { guest, far };
             // Answers leave by a socket of their own: a confined process on FreeBSD may send nowhere else than to whom a
             // socket is connected.
             let flow = match self.by_key.get(&key) {

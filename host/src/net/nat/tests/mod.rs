@@ -32,15 +32,8 @@ pub(super) const GUEST6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 2, 0, 0
 
 /// What the tests are about by default: the host's loopback can be reached.
 pub(super) fn config() -> Config {
-    Config {
-        addresses: Addresses::new("10.0.2.0/24", &["fd00:0:0:2::/64".to_owned()]).unwrap(),
-        resolvers: Vec::new(),
-        host_loopback: true,
-        outbound: true,
-        forwards: Vec::new(),
-        tftp: None,
-        bootfile: None,
-    }
+    let addresses = Addresses::new("10.0.2.0/24", &["fd00:0:0:2::/64".to_owned()]).unwrap();
+    Config { host_loopback: true, ..Config::new(addresses) }
 }
 
 /// A NAT, and the frames on its cable.
