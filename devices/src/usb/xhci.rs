@@ -831,7 +831,8 @@ impl State for Xhci {
     fn load(&mut self, value: Value) -> Result<(), String> {
         let Saved { registers: r, devices } = serde_json::from_value(value).map_err(|e| e.to_string())?;
         let lists = [r.ports.len(), r.power.len()] == [PORTS; 2] && r.slots.len() == SLOTS + 1;
-        let slots = |s: &DeviceSlot| s.port < PORTS && s.endpoints.keys().all(|n| (1..32).contains(n));
+        let endpoint = |(n, e): (&u8, &Endpoint)| (1..32).contains(n) && e.packet > 0;
+        let slots = |s: &DeviceSlot| s.port < PORTS && s.endpoints.iter().all(endpoint);
         if !lists || !r.slots.iter().all(slots) || r.events.len() > 2 * transfer::MOST_TRBS {
             return Err("its registers have another shape".to_owned());
         }

@@ -540,9 +540,12 @@ fn what_was_saved_goes_on_elsewhere_and_what_cannot_be_is_refused() {
     let mut bad = saved.clone();
     bad.state["registers"]["ports"] = serde_json::json!([]);
     assert!(other.cell.load(bad).is_err());
-    let mut bad = saved;
+    let mut bad = saved.clone();
     bad.state["registers"]["slots"][1]["port"] = serde_json::json!(99);
     assert!(other.cell.load(bad).is_err());
+    let mut bad = saved;
+    bad.state["registers"]["slots"][1]["endpoints"]["1"]["packet"] = serde_json::json!(0);
+    assert!(other.cell.load(bad).is_err(), "packets of no bytes");
     // The guest resets it: the board's keyboard is what it listens to.
     other.run();
     assert!(!other.people.0.lock().unwrap().typing);
