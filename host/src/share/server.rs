@@ -137,10 +137,15 @@ impl Fid {
 
     fn weight(&self) -> usize {
         match &self.place {
-            Place::Path(path) => path.iter().map(|name| name.len() + size_of::<Name>()).sum(),
+            Place::Path(path) => weight_of(path),
             Place::Gone(_) => 0,
         }
     }
+}
+
+/// Bytes that a path takes.
+fn weight_of(path: &[Name]) -> usize {
+    path.iter().map(|name| name.len() + size_of::<Name>()).sum()
 }
 
 /// A fid as it is saved.
@@ -663,15 +668,26 @@ impl Server {
 
     /// Renames, and all fids beneath with it.
     fn moved(&mut self, old: Vec<Name>, new: Vec<Name>) -> Result<(), Errno> {
+        // What is far below may come to be too far: a guest could make paths longer without end.
+        let (mut beneath, mut weight) = (Vec::new(), self.weight);
+        for (number, fid) in &self.fids {
+            let Place::Path(path) = &fid.place else { continue };
+            let Some(rest) = path.strip_prefix(&old[..]) else { continue };
+            let path = rest.iter().try_fold(new.clone(), |path, name| tree::join(&path, name))?;
+            weight = weight - fid.weight() + weight_of(&path);
+            if weight > MAX_PATHS {
+                return Err(Errno::ENFILE);
+            }
+            beneath.push((*number, path));
+        }
         self.tree.rename(&old, &new)?;
         if old == new {
             return Ok(());
         }
         self.forget(&new);
-        for fid in self.fids.values_mut() {
-            let Place::Path(path) = &mut fid.place else { continue };
-            if let Some(rest) = path.strip_prefix(&old[..]) {
-                *path = [&new[..], rest].concat();
+        for (number, path) in beneath {
+            if let Some(fid) = self.fids.get_mut(&number) {
+                fid.place = Place::Path(path);
             }
         }
         self.weight = self.fids.values().map(Fid::weight).sum();

@@ -200,6 +200,31 @@ fn a_client_agrees_on_messages_before_anything_else() {
 }
 
 #[test]
+fn no_path_grows_past_its_bound_by_a_rename() {
+    let dir = Scratch::new("deep");
+    let mut c = Client::new(&dir, false);
+    let name = "n".repeat(200);
+    let mut bottoms = Vec::new();
+    for (at, top) in [(1, "a"), (2, "b")] {
+        c.ask(kind::MKDIR, &fid(0).s(top).u32(0o755).u32(ME)).unwrap();
+        c.walk(at, &[top]).unwrap();
+        let mut path = vec![top.to_owned()];
+        for _ in 0..12 {
+            c.ask(kind::MKDIR, &fid(at).s(&name).u32(0o755).u32(ME)).unwrap();
+            c.ask(kind::WALK, &fid(at).u32(at).u16(1).s(&name)).unwrap();
+            path.push(name.clone());
+        }
+        bottoms.push(path.join("/"));
+    }
+    // To what is far below there would be no way, and nothing is done.
+    assert_eq!(c.ask(kind::RENAMEAT, &fid(0).s("a").u32(2).s("a")), Err(36));
+    assert!(bottoms.iter().all(|path| dir.path(path).is_dir()));
+    c.ask(kind::CLUNK, &fid(1)).unwrap();
+    c.ask(kind::RENAMEAT, &fid(0).s("a").u32(2).s("a")).unwrap();
+    assert!(dir.path(&bottoms[1]).join("a").is_dir() && !dir.path("a").exists());
+}
+
+#[test]
 fn files_are_made_written_renamed_and_removed_while_they_are_open() {
     let dir = Scratch::new("files");
     let mut c = Client::new(&dir, false);
