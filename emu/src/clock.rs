@@ -161,13 +161,22 @@ pub struct Timers {
     next: AtomicU64,
     earlier: OnceLock<Box<dyn Fn() + Send + Sync>>,
     gate: OnceLock<Gate>,
+    /// Held by the thread that fires.
+    firing: Mutex<()>,
 }
 
 impl Timers {
     /// No timers yet.
     pub fn new(clock: Arc<Clock>) -> Arc<Timers> {
         let next = AtomicU64::new(u64::MAX);
-        Arc::new(Timers { clock, queue: Mutex::default(), next, earlier: OnceLock::new(), gate: OnceLock::new() })
+        Arc::new(Timers {
+            clock,
+            queue: Mutex::default(),
+            next,
+            earlier: OnceLock::new(),
+            gate: OnceLock::new(),
+            firing: Mutex::default(),
+        })
     }
 
     /// The clock they wait on.
@@ -207,8 +216,10 @@ impl Timers {
         self.clock.is_real() && !holds_device() && self.gate.get().is_some_and(|gate| gate(f))
     }
 
-    /// Fires everything that is due now, in the order of the deadlines. Returns how many fired.
+    /// Fires everything that is due now, in the order of the deadlines. Returns how many fired: none if another thread
+    /// is at it, or what two of them bring a device, such as what is typed, could come in the wrong order.
     pub fn run_due(&self) -> usize {
+        let Ok(_firing) = self.firing.try_lock() else { return 0 };
         // One look at the clock: what becomes due meanwhile waits for the next call. A guest that programs a timer to
         // come faster than the host can serve it would otherwise never get its thread back.
         let now = self.clock.now();
@@ -310,6 +321,8 @@ impl Timer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     struct Log(Mutex<Vec<u32>>);
@@ -366,6 +379,34 @@ mod tests {
         clock.set(5);
         assert_eq!(timers.run_due(), 1);
         assert_eq!(timers.run_due(), 1);
+    }
+
+    #[test]
+    fn one_thread_fires_at_a_time() {
+        struct Slow(Mutex<mpsc::Receiver<()>>, Mutex<mpsc::Sender<()>>);
+        impl TimerSink for Slow {
+            fn fire(&self, _: u32) {
+                self.1.lock().unwrap().send(()).unwrap();
+                self.0.lock().unwrap().recv().unwrap();
+            }
+        }
+        let (clock, timers, log) = rig();
+        let (go, wait) = mpsc::channel();
+        let (begun, begins) = mpsc::channel();
+        let slow = Arc::new(Slow(Mutex::new(wait), Mutex::new(begun)));
+        let weak: Weak<Slow> = Arc::downgrade(&slow);
+        let (a, b) = (timers.add(weak, 0), timers.add(sink(&log), 1));
+        a.set(5);
+        clock.set(5);
+        let other = timers.clone();
+        let thread = std::thread::spawn(move || other.run_due());
+        begins.recv().unwrap();
+        b.set(5);
+        assert_eq!((timers.run_due(), log.0.lock().unwrap().len()), (0, 0), "the other thread is not through");
+        go.send(()).unwrap();
+        assert!(thread.join().unwrap() > 0);
+        timers.run_due();
+        assert_eq!(*log.0.lock().unwrap(), [1]);
     }
 
     #[test]
