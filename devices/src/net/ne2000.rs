@@ -110,7 +110,7 @@ const HEADER: usize = 4;
 /// The longest frame that is taken, without FCS, and pages that it needs.
 const MAX_FRAME: usize = 1518;
 const MAX_PAGES: usize = (HEADER + MAX_FRAME + super::FCS).div_ceil(PAGE);
-/// How soon, and then how often, a driver that leaves frames in a full ring is reminded of them.
+/// How soon after it has acknowledged them a driver is reminded of frames that it left in the ring.
 const REMIND: u64 = 1_000_000;
 /// Where the tally counters stop.
 const MOST: u8 = 192;
@@ -353,11 +353,26 @@ impl Ne2000 {
         }
     }
 
-    /// The cable waits. Some drivers leave frames behind that they were told of until the next one comes (Linux's 8390
-    /// after ten), which is what waits: so they are told again.
+    /// The driver acknowledges interrupts. Some leave frames behind that they were told of until the next one comes
+    /// (Linux's 8390 reads nine at a time), which on a wire of 10 Mbit/s is soon enough and here may be never: so they are
+    /// told again.
+    fn acknowledge(&mut self, value: u8) {
+        // RST only says whether the chip runs.
+        self.s.isr &= !value | isr::RST;
+        if value & isr::PRX != 0 && self.holds_frames() {
+            self.timer.set(self.timer.now() + REMIND);
+        }
+    }
+
+    /// The driver has not read all of the ring. When it has, it is at the page before the chip's, or, before the first
+    /// frame, at the same.
+    fn holds_frames(&self) -> bool {
+        self.runs() && self.ring().is_some_and(|pages| self.free(pages) + 2 < pages)
+    }
+
+    /// The cable waits.
     fn starve(&mut self) {
         self.s.starved = true;
-        self.timer.set(self.timer.now() + REMIND);
         if let Some(net) = &mut self.net {
             net.want(false);
         }
@@ -368,7 +383,6 @@ impl Ne2000 {
         let full = self.runs() && self.ring().is_some_and(|pages| self.free(pages) < MAX_PAGES.min(pages));
         if self.s.starved && !full {
             self.s.starved = false;
-            self.timer.cancel();
             if let Some(net) = &mut self.net {
                 net.want(true);
             }
@@ -467,8 +481,7 @@ impl Ne2000 {
             }
             (0, 4) => s.tx_page = value,
             (0, 5 | 6) => set_half(&mut s.tx_count, register == 6, value),
-            // RST only says whether the chip runs.
-            (0, 7) => s.isr &= !value | isr::RST,
+            (0, 7) => self.acknowledge(value),
             (0, 8 | 9) => set_half(&mut s.remote_start, register == 9, value),
             (0, 10 | 11) => set_half(&mut s.remote_count, register == 11, value),
             (0, 12) => s.rcr = value & 0x3f,
@@ -521,10 +534,7 @@ impl Device for Ne2000 {
         match event {
             Event::Frame(frame) if self.s.link => self.receive(&padded(frame)),
             Event::Link(up) => self.s.link = up,
-            Event::Timer(_) if self.s.starved => {
-                self.s.isr |= isr::PRX;
-                self.timer.set(self.timer.now() + REMIND);
-            }
+            Event::Timer(_) if self.holds_frames() => self.s.isr |= isr::PRX,
             _ => {}
         }
         self.update();

@@ -248,12 +248,6 @@ fn a_full_ring_holds_the_cable_back_and_nothing_is_lost() {
         assert_eq!(bytes[..sent.len()], sent);
         got += 1;
     }
-    // A driver that has acknowledged and left frames behind is told again.
-    while card.net.put(&frame(MAC, 60)) {}
-    card.out(7, 0xff);
-    assert!(!card.bench.irq(16));
-    card.bench.advance(1_000_000);
-    assert!(card.bench.irq(16));
     // What comes all the same is missed, until the driver has stopped, read and started again.
     while card.net.put(&frame(MAC, 1514)) {}
     for _ in 0..3 {
@@ -270,6 +264,37 @@ fn a_full_ring_holds_the_cable_back_and_nothing_is_lost() {
     card.out(13, 0);
     assert!(card.net.put(&frame(MAC, 60)));
     assert!(card.receive(2).is_some());
+}
+
+#[test]
+fn a_driver_that_leaves_frames_behind_is_told_again_and_one_that_does_not_is_not() {
+    for (mut card, irq) in Card::both().into_iter().zip([16, 10]) {
+        card.start(0x49);
+        for left in [0, 1, 3] {
+            (0..10).for_each(|_| assert!(card.net.put(&frame(MAC, 60))));
+            (left..10).for_each(|_| assert!(card.receive(2).is_some()));
+            card.out(7, 0x3f);
+            card.bench.advance(900_000);
+            assert!(!card.bench.irq(irq), "{left}");
+            card.bench.advance(100_000);
+            assert_eq!(card.bench.irq(irq), left != 0, "{left}");
+            while card.receive(2).is_some() {}
+            card.out(7, 0x3f);
+            card.bench.advance(10_000_000);
+            assert!(!card.bench.irq(irq), "{left}");
+        }
+        // Nor is one that has stopped, or that has a ring of one page.
+        (0..2).for_each(|_| assert!(card.net.put(&frame(MAC, 60))));
+        card.out(7, 0x3f);
+        card.out(0, 0x21);
+        card.bench.advance(1_000_000);
+        assert_eq!(card.get(7), 0x80);
+        for (at, value) in [(1, 0x7f), (2, 0x80), (3, 0x7f)] {
+            card.out(at, value);
+        }
+        card.page1(7, Some(0x7f));
+        card.out(7, 0x3f);
+    }
 }
 
 #[test]
