@@ -17,6 +17,7 @@ use emu::backend::{Chardev, Disk};
 use emu::{Backends, Bdf, Class, DeviceCell, Machine, Model, ParamKind, Params, Slot, Unit};
 use host::Io;
 use host::disk::{Format, Image, ImageOptions, OnError};
+use host::evdev;
 use host::net::{self, Nat, Tap, Wire, nat};
 use host::share::Share;
 use lpc::{FloppyModel, FloppyUnit, I82077aa, Medium};
@@ -55,6 +56,7 @@ fn fits(section: &str, class: Class) -> bool {
         Class::Lines { .. } => section == "serial",
         Class::Share => section == "share",
         Class::Usb { .. } => section == "usb" || section == "device",
+        Class::Input => section == "input",
         Class::Other => section == "device",
     }
 }
@@ -123,6 +125,8 @@ struct Placed {
     lines: Vec<usize>,
     /// The directory that it shows the guest.
     share: Option<Share>,
+    /// The input device of the host that it is.
+    evdev: Option<evdev::Host>,
 }
 
 impl Placed {
@@ -142,6 +146,7 @@ impl Placed {
             nic: None,
             lines: Vec::new(),
             share: None,
+            evdev: None,
         }
     }
 }
@@ -158,6 +163,15 @@ impl Placed {
         self.params.set("name", name);
         let open = || Share::open(name, share.path("path"), share.bool("readonly"));
         self.share = files.then(open).transpose().with_context(|| share.key().to_owned())?;
+        Ok(())
+    }
+
+    /// Makes it what `[[input]]` says; a device of the host is only opened with `files`.
+    fn input(&mut self, input: &Node, files: bool) -> Result<()> {
+        self.params.set("device", input.text("device"));
+        let path = Some("path").filter(|path| files && input.is_given(path));
+        self.evdev =
+            path.map(|path| evdev::Host::open(input.path(path))).transpose().context(input.key().to_owned())?;
         Ok(())
     }
 }
@@ -360,6 +374,10 @@ impl Plan {
             for device in node.children("usb").iter().filter(|d| d.is_given("slot") == has_slot) {
                 let put = Want::new(device).and_then(|want| plan.usb(want, device.text("device")));
                 errors.extend(put.err().map(|p| at_key(device, p).into()));
+            }
+            for input in node.children("input").iter().filter(|d| d.is_given("slot") == has_slot) {
+                let put = Want::new(input).and_then(|want| plan.put(want)).map_err(|p| at_key(input, p).into());
+                errors.extend(put.and_then(|placed| placed.input(input, images)).err());
             }
             for other in node.children("device").iter().filter(|d| d.is_given("slot") == has_slot) {
                 let put = Want::new(other).and_then(|want| plan.put(want).map(|_| ()));
@@ -672,11 +690,12 @@ impl Plan {
                 net
             });
             let chardevs = p.lines.iter().map(|line| lines.get_mut(*line).and_then(Option::take)).collect();
-            let hands = matches!(p.model.class, Class::Usb { .. });
+            let hands = matches!(p.model.class, Class::Usb { .. } | Class::Input);
             let keys = hands.then(|| board.typist.keyboard());
             let pointer = hands.then(|| board.pointers.add());
             let share = p.share.map(Share::serve).transpose()?;
-            let backends = Backends { disks, units: p.units, rom: p.rom, net, chardevs, keys, pointer, share };
+            let evdev = p.evdev.map(|host| host.plug(io)).transpose()?;
+            let backends = Backends { disks, units: p.units, rom: p.rom, net, chardevs, keys, pointer, share, evdev };
             let cell = machine.plug(p.model, &name, Some(p.bdf), &p.params, backends);
             let cell = cell.map_err(|e| anyhow!("{name}: {e}"))?;
             let with = |(unit, d)| Drive { listeners: vec![(cell.clone(), unit)], ..d };

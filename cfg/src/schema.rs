@@ -52,8 +52,8 @@ pub static MACHINE: Section = Section {
         ),
     ],
     sections: &[
-        BOOT, DISK, CD, FLOPPY, NIC, SHARE, USB, DEVICE, SERIAL, CPU, ACPI, SCREEN, RTC, LPC, FWCFG, SMBIOS, HOST,
-        QUIRKS, SANDBOX, DEBUG, STOP, AUTOSTART, VARS, BHYVE,
+        BOOT, DISK, CD, FLOPPY, NIC, SHARE, USB, INPUT, DEVICE, SERIAL, CPU, ACPI, SCREEN, RTC, LPC, FWCFG, SMBIOS,
+        HOST, QUIRKS, SANDBOX, DEBUG, STOP, AUTOSTART, VARS, BHYVE,
     ],
     rules: &[
         Rule::Required("name"),
@@ -64,6 +64,7 @@ pub static MACHINE: Section = Section {
                 "nic.*.slot",
                 "share.*.slot",
                 "usb.*.slot",
+                "input.*.slot",
                 "device.*.slot",
                 "serial.*.slot",
                 "screen.slot",
@@ -254,6 +255,29 @@ const USB: Section = Section {
         key("unit", Kind::Int { min: 0, max: 15 }, None, "place at its controller, from 0; by default the next"),
     ],
     rules: &[Rule::Required("device")],
+    ..Section::EMPTY
+};
+
+const INPUT: Section = Section {
+    name: "input",
+    help: "a keyboard, or something to point with, that is no USB device",
+    shape: Shape::Array { max: 8 },
+    keys: &[
+        key(
+            "device",
+            Kind::Choice(&["keyboard", "mouse", "tablet", "evdev"]),
+            None,
+            "what it is; evdev is the device of the host at `path`",
+        ),
+        key("path", READABLE, None, "the host's device, such as /dev/input/event3"),
+        key("model", Kind::Named("input"), Some("virtio-input"), "how the guest sees it"),
+        SLOT,
+    ],
+    rules: &[
+        Rule::Required("device"),
+        Rule::NeedsWhen { key: "device", is: "evdev", needs: "path" },
+        Rule::OnlyWhen { key: "path", when: "device", is: &["evdev"] },
+    ],
     ..Section::EMPTY
 };
 
@@ -579,6 +603,7 @@ mod tests {
                 "profile" => vec!["pc"],
                 "share" => vec!["virtio-9p"],
                 "usb" => vec!["xhci"],
+                "input" => vec!["virtio-input"],
                 _ => Vec::new(),
             }
         }

@@ -40,6 +40,7 @@ pub static MODELS: &[&Model] = &[
     &virtio::console::MODEL,
     &virtio::p9::MODEL,
     &virtio::scsi::MODEL,
+    &virtio::input::MODEL,
     &usb::xhci::MODEL,
     &lpc::UART,
 ];

@@ -169,6 +169,46 @@ pub trait Pointer: Send {
     fn listens(&mut self, kind: Option<Pointing>);
 }
 
+/// What an input device says, as evdev has it: type, code, value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputEvent {
+    /// Its type.
+    pub kind: u16,
+    /// Which key, axis or lamp.
+    pub code: u16,
+    /// What it is now, or by how much it moved; signed where that makes sense.
+    pub value: u32,
+}
+
+/// What an input device is, and what it can say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InputIdentity {
+    /// What it is called.
+    pub name: String,
+    /// Which one it is.
+    pub serial: String,
+    /// Bus, vendor, product, version.
+    pub ids: [u16; 4],
+    /// A bit for each property.
+    pub properties: Vec<u8>,
+    /// By type of event, a bit for each code.
+    pub codes: Vec<(u8, Vec<u8>)>,
+    /// By axis: least, most, fuzz, flat, resolution.
+    pub axes: Vec<(u8, [u32; 5])>,
+}
+
+/// An input device of the host.
+pub trait Evdev: Send {
+    /// What it is.
+    fn identity(&self) -> InputIdentity;
+    /// Who gets [`crate::Event::Input`].
+    fn attach(&mut self, to: Weak<DeviceCell>);
+    /// The device has room for events (true), or the host is to wait.
+    fn want(&mut self, ready: bool);
+    /// Tells the device something, such as to light a lamp.
+    fn send(&mut self, event: InputEvent);
+}
+
 /// A directory of the host, as a server of 9P. A device reaches it by a [`crate::SharePort`].
 pub trait Share: Send {
     /// Serves a message; the ticket is answered with the reply, of at most `room` bytes, or with a failure where there

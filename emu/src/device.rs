@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::backend::{Chardev, Disk, Keys, Net, Pointer, Share, Unit};
+use crate::backend::{Chardev, Disk, Evdev, InputEvent, Keys, Net, Pointer, Share, Unit};
 use crate::clock::{Clock, Timer, TimerSink, Timers};
 use crate::completion::{DiskPort, Queue, SavedAnswer, SharePort};
 use crate::display::Display;
@@ -53,6 +53,8 @@ pub enum Event {
     Pointer(i32, i32, i32, u8),
     /// The pointer is at (x, y) on the screen, from 0 at the left and at the top to 32767; wheel and buttons as above.
     PointerAt(u16, u16, i32, u8),
+    /// An input device of the host said this.
+    Input(Vec<InputEvent>),
     /// The power button was pressed.
     PowerButton,
     /// FERR# of processor 0 rose: the x87 has an error, and CR0.NE is 0.
@@ -502,6 +504,8 @@ pub enum Class {
         /// Places for devices.
         ports: usize,
     },
+    /// Something to type at or to point with.
+    Input,
     /// Anything else.
     Other,
 }
@@ -709,6 +713,8 @@ pub struct Backends {
     pub keys: Option<Box<dyn Keys>>,
     /// A directory of the host.
     pub share: Option<Box<dyn Share>>,
+    /// An input device of the host.
+    pub evdev: Option<Box<dyn Evdev>>,
     /// Who moves a pointer.
     pub pointer: Option<Box<dyn Pointer>>,
     /// The contents of the device's expansion ROM.

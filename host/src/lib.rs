@@ -15,6 +15,7 @@ pub mod console;
 pub mod control;
 pub mod disk;
 mod door;
+pub mod evdev;
 mod io;
 pub mod keyboard;
 mod listen;

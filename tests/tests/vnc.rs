@@ -147,10 +147,10 @@ fn a_machine_of_bhyves_command_line_waits_for_its_viewer() {
     assert!(seen == screenshot(&dir, "vnc-fbuf"));
 }
 
-/// Points with Linux's tablet and types at its keyboard, each time at another place.
-fn points_and_types(m: &mut Run, viewer: &mut Viewer, at: usize) {
+/// Points with Linux's tablet of this make and types at its keyboard, each time at another place.
+fn points_and_types(m: &mut Run, viewer: &mut Viewer, make: &str, at: usize) {
     m.send("both\n");
-    m.expect("INPUT HID Tablet abs=32767");
+    m.expect(&format!("INPUT {make} Tablet abs=32767"));
     let [x, y] = viewer.points([at, 2 * at], 0);
     m.expect(&format!("EV 3 0 {x}\r\nEV 3 1 {y}"));
     let [x, _] = viewer.points([at + 1, 2 * at], 1);
@@ -160,7 +160,7 @@ fn points_and_types(m: &mut Run, viewer: &mut Viewer, at: usize) {
     m.expect("EV 2 8 1");
     viewer.points([at + 1, 2 * at], 0);
     m.expect("EV 1 272 0");
-    m.expect("INPUT HID Keyboard abs=0");
+    m.expect(&format!("INPUT {make} Keyboard abs=0"));
     viewer.key(0x61);
     m.expect("EV 1 30 1\r\nEV 1 30 0");
     // Return.
@@ -169,34 +169,67 @@ fn points_and_types(m: &mut Run, viewer: &mut Viewer, at: usize) {
     m.expect("guest# ");
 }
 
-#[test]
-fn linux_has_a_tablet_and_a_keyboard_at_xhci_before_and_after_its_driver_and_the_machine_start_anew() {
+/// A tablet and a keyboard under Linux, at work before and after their driver and the machine start anew.
+struct Input {
+    /// What their names begin with.
+    make: &'static str,
+    /// The section of the configuration.
+    section: &'static str,
+    modules: &'static str,
+    /// The driver, and its devices there.
+    driver: &'static str,
+    devices: &'static str,
+}
+
+fn linux_points_and_types(input: &Input) {
     let (Some(kernel), Some(initrd)) = (guest("linux-amd64/vmlinuz"), guest("initramfs-amd64.cpio")) else { return };
-    let dir = Scratch::new("vnc-usb");
+    let Input { make, section, modules, driver, devices } = input;
+    let dir = Scratch::new(&format!("vnc-{section}"));
     let socket = dir.path("vnc");
     let words = ["--kernel", &kernel, "--initrd", &initrd, "--args", "console=ttyS0 end=shell", "--stay"];
-    let vnc = format!("screen.vnc_socket={socket}");
-    let usb = ["-o", &vnc, "-o", "usb.0.device=tablet", "-o", "usb.1.device=keyboard"];
-    let mut m = Run::start(&[&words[..], &usb].concat(), 400);
+    let settings = [
+        format!("screen.vnc_socket={socket}"),
+        format!("{section}.0.device=tablet"),
+        format!("{section}.1.device=keyboard"),
+    ];
+    let settings: Vec<&str> = settings.iter().flat_map(|setting| ["-o", setting]).collect();
+    let mut m = Run::start(&[&words[..], &settings].concat(), 400);
     let mut viewer = Viewer::connect(&socket);
-    let ready = "cd /sys/bus/pci/drivers/xhci_hcd; w() { until grep -q \"$1\" /proc/bus/input/devices; do usleep 99999; \
-                 done; }; both() { w Tablet; w Keyb; input 'HID Tablet' 272; input 'HID Keyboard' 28; }\n";
+    let ready = format!(
+        "cd /sys/bus/{driver}; w() {{ until grep -q \"{make} $1\" /proc/bus/input/devices; do usleep 99999; done; }}; \
+         both() {{ w Tablet; w Keyb; input '{make} Tablet' 272; input '{make} Keyboard' 28; }}\n"
+    );
     for start in 0..2 {
         m.expect("guest# ");
-        m.send("for m in evdev xhci-pci usbhid hid-generic; do modprobe $m; done\n");
+        m.send(&format!("for m in evdev {modules}; do modprobe $m; done\n"));
         m.expect("guest# ");
-        m.send(ready);
+        m.send(&ready);
         m.expect("guest# ");
-        points_and_types(&mut m, &mut viewer, 50 + start);
+        points_and_types(&mut m, &mut viewer, make, 50 + start);
         if start == 0 {
-            m.send("d=$(ls -d 0000:*); echo $d >unbind; ls /sys/bus/usb/devices | wc -l; echo $d >bind\n");
+            m.send(&format!(
+                "all=$(ls -d {devices}); for d in $all; do echo $d >unbind; done; grep -c '{make} ' \
+                 /proc/bus/input/devices; for d in $all; do echo $d >bind; done\n"
+            ));
             m.expect("\n0\r");
             m.expect("guest# ");
-            points_and_types(&mut m, &mut viewer, 60);
+            points_and_types(&mut m, &mut viewer, make, 60);
             m.send("reboot -f\n");
         }
     }
-    m.send("dmesg | grep -i 'xhci.*\\(error\\|warn\\|halt\\|timeout\\)' | wc -l; poweroff -f\n");
+    m.send("dmesg | grep -i '\\(xhci\\|virtio\\).*\\(error\\|warn\\|halt\\|timeout\\)' | wc -l; poweroff -f\n");
     m.expect("\n0\r");
     assert_eq!(m.wait().status, 1);
+}
+
+#[test]
+fn linux_has_a_tablet_and_a_keyboard_at_xhci_before_and_after_its_driver_and_the_machine_start_anew() {
+    let (modules, driver, devices) = ("xhci-pci usbhid hid-generic", "pci/drivers/xhci_hcd", "0000:*");
+    linux_points_and_types(&Input { make: "HID", section: "usb", modules, driver, devices });
+}
+
+#[test]
+fn linux_has_a_virtio_tablet_and_keyboard_before_and_after_their_driver_and_the_machine_start_anew() {
+    let (modules, driver, devices) = ("virtio_pci virtio_input", "virtio/drivers/virtio_input", "virtio*");
+    linux_points_and_types(&Input { make: "virtio", section: "input", modules, driver, devices });
 }

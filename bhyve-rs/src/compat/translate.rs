@@ -326,6 +326,7 @@ struct Counts {
     nics: usize,
     shares: usize,
     usbs: usize,
+    inputs: usize,
     others: usize,
     lines: usize,
     screen: bool,
@@ -481,6 +482,13 @@ fn device(out: &mut Out, counts: &mut Counts, at: &str) {
             if slots.is_empty() {
                 place(out, &next(&mut counts.others, "device"), &model);
             }
+        }
+        (_, Some(Class::Input)) => {
+            let element = next(&mut counts.inputs, "input");
+            place(out, &element, &model);
+            keys_of(out, &element, &node, &model);
+            out.set(&format!("{element}.device"), "evdev", &Origin::named("bhyve(8)"));
+            out.copy(&key("path"), &format!("{element}.path"));
         }
         (_, Some(Class::Other)) => {
             let element = next(&mut counts.others, "device");
@@ -921,7 +929,7 @@ impl Said<'_> {
                 // It is said of all at once, and kept as it was said.
                 (_, "msix", "false") if !self.msix => &[],
                 (_, "model" | "slot" | "unit", _) | ("serial", "backend" | "path" | "address", _) => continue,
-                ("usb", "device", _) => &[],
+                ("usb", "device", _) | ("input", "device", "evdev") => &[],
                 ("serial", "port", _) => &[("name", &value)],
                 ("disk" | "share", "readonly", _) => &[("ro", &value)],
                 ("share", "name", _) => &[("sharename", &value)],
@@ -968,7 +976,7 @@ impl Said<'_> {
                     &[]
                 }
                 ("screen", ..) => continue,
-                ("disk" | "cd" | "share", "path", _) | ("nic", "mac", _) => &[(name, &value)],
+                ("disk" | "cd" | "share" | "input", "path", _) | ("nic", "mac", _) => &[(name, &value)],
                 _ if element
                     .maybe("model")
                     .is_some_and(|model| plan::keys(model).iter().any(|key| key.name == name)) =>
@@ -1052,7 +1060,7 @@ mod tests {
         "-s 5,hda,play=/dev/dsp0 -s 6,virtio-9p,share=D/,ro -s 7,virtio-console,a=/s -s 8,uart,/dev/ttyu1",
         "-s 5,virtio-9p,a=/ -s 6:1,virtio-9p,b=D/ -s 6:0,virtio-rnd",
         "-s 4,virtio-scsi,target=D/a,target=9:D/b,queues=2,bootindex=1 -s 5,virtio-scsi,D/c,iid=3 -s 6,virtio-scsi",
-        "-s 7,xhci -s 8,xhci,tablet,keyboard,mouse -s 9:0,xhci,mouse",
+        "-s 7,xhci -s 8,xhci,tablet,keyboard,mouse -s 9:0,xhci,mouse -s 10,virtio-input,/dev/null",
         "-s 5,passthru,1/2/3 -s 6,virtio-scsi,/dev/cam/ctl1.1,iid=2 -s 7,virtio-input,/dev/input/event0 -s 2:3:0,virtio-rnd",
     ];
 

@@ -1,7 +1,7 @@
 //! Virtio: devices that were made for virtual machines.
 //!
 //! Virtual I/O Device (VIRTIO) Version 1.2 (OASIS), and virtio 0.9.5 for drivers of before 2014. What a device does
-//! stands in its file ([`blk`], [`console`], [`net`], [`p9`], [`rnd`]); all reach the guest by split virtqueues (`queue`) and as PCI
+//! stands in its file ([`blk`], [`console`], [`input`], [`net`], [`p9`], [`rnd`], [`scsi`]); all reach the guest by split virtqueues (`queue`) and as PCI
 //! functions (`pci`).
 //!
 //! Each model has a key `version`. A `legacy` device has registers in the I/O space of BAR 0 and is what the first
@@ -12,6 +12,7 @@
 
 pub mod blk;
 pub mod console;
+pub mod input;
 pub mod net;
 pub mod p9;
 mod pci;

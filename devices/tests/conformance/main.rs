@@ -53,6 +53,7 @@ const GUESTS: &[(&str, Guest)] = &[
     ("virtio-console", virtio::guest),
     ("virtio-9p", virtio::guest),
     ("virtio-scsi", virtio::scsi),
+    ("virtio-input", virtio::guest),
 ];
 
 type Guest = fn(&mut Rng) -> Vec<Op>;
@@ -425,6 +426,7 @@ models! {
     virtio_console: "virtio-console",
     virtio_9p: "virtio-9p",
     virtio_scsi: "virtio-scsi",
+    virtio_input: "virtio-input",
     xhci: "xhci",
     uart: "uart",
 }

@@ -3,6 +3,7 @@
 mod blk;
 mod console;
 mod driver;
+mod input;
 mod net;
 mod p9;
 mod racing;
