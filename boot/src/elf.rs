@@ -162,6 +162,12 @@ impl<'a> Elf<'a> {
         Ok(())
     }
 
+    /// Takes addresses for those of kernels that are linked behind a base.
+    pub(crate) fn mask(&mut self, physical: u64) {
+        self.entry &= physical;
+        self.loads.iter_mut().for_each(|load| load.paddr &= physical);
+    }
+
     /// Places all segments; returns the ranges that must be zero.
     pub(crate) fn place(&self, placer: &mut Placer) -> Result<Vec<Range<u64>>> {
         let mut zero = Vec::new();

@@ -4,7 +4,6 @@ use crate::bytes::{u16_at, u32_at};
 
 /// Formats told by a fixed text at a fixed place, most specific first.
 const MAGICS: &[(usize, &[u8], &str)] = &[
-    (0, b"\x1F\x8B", "a gzip file (gunzip it first if a kernel is inside)"),
     (0, b"\xFD7zXZ\0", "an xz file (unpack it first if a kernel is inside)"),
     (0, b"\x28\xB5\x2F\xFD", "a zstd file (unpack it first if a kernel is inside)"),
     (0, b"BZh", "a bzip2 file (unpack it first if a kernel is inside)"),

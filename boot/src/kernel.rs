@@ -3,7 +3,7 @@
 use crate::elf::Elf;
 use crate::image::Image;
 use crate::memory::MemoryMap;
-use crate::{identify, linux, multiboot, pvh};
+use crate::{bsd, gzip, identify, linux, multiboot, pvh};
 use anyhow::{Result, bail, ensure};
 
 /// What the loaders need to know about the machine.
@@ -21,8 +21,10 @@ pub struct Layout<'a> {
 
 /// Loads `kernel` with an optional initrd (a module for PVH and multiboot) and a command line.
 ///
-/// Taken are Linux bzImage files, ELF kernels with a PVH note, ELF or raw kernels with a multiboot 1 header, and plain
-/// ELF kernels for the Linux boot protocol whose entry is a physical address, tried in that order.
+/// Taken are Linux bzImage files, ELF kernels with a PVH note, ELF or raw kernels with a multiboot 1 header, OpenBSD's
+/// and NetBSD's kernels by their own protocols, and plain ELF kernels for the Linux boot protocol whose entry is a
+/// physical address, tried in that order. OpenBSD and NetBSD come first where the command line begins with an option
+/// of GRUB's kopenbsd and knetbsd, as `-h com0`. A gzip file is what is in it.
 ///
 /// # Errors
 /// One line that says what the file is, or which part does not fit and by what sum. Nothing of the path: the caller
@@ -30,15 +32,24 @@ pub struct Layout<'a> {
 pub fn load(kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str, layout: &Layout) -> Result<Image> {
     ensure!(!cmdline.contains('\0'), "the command line holds a NUL byte");
     ensure!(initrd.is_none_or(|i| !i.is_empty()), "the initrd is an empty file");
+    let unpacked = gzip::unpack(kernel, layout.map.ram())?;
+    let kernel = unpacked.as_deref().unwrap_or(kernel);
     if linux::is_bzimage(kernel) {
         return linux::load(kernel, initrd, cmdline, layout);
     }
     if let Some(elf) = Elf::parse(kernel)? {
+        let options = cmdline.trim_start().starts_with('-');
+        if options && let Some(system) = bsd::system(kernel) {
+            return bsd::load(system, elf, initrd, cmdline, layout);
+        }
         if let Some(entry) = pvh::entry(&elf)? {
             return pvh::load(&elf, entry, initrd, cmdline, layout);
         }
         if let Some(header) = multiboot::Header::find(kernel)? {
             return multiboot::load(kernel, &header, Some(&elf), initrd, cmdline, layout);
+        }
+        if let Some(system) = bsd::system(kernel) {
+            return bsd::load(system, elf, initrd, cmdline, layout);
         }
         return load_plain_elf(&elf, initrd, cmdline, layout);
     }
@@ -133,6 +144,7 @@ mod tests {
         let error = |file: &[u8]| load(file, None, "", &layout(&map)).unwrap_err().to_string();
         assert_eq!(error(b""), "not a kernel that can be booted: an empty file");
         assert!(error(&[0x1F, 0x8B, 8, 0, 0, 0]).contains("gzip"));
+        assert!(error(b"BZh9").contains("bzip2"));
         assert!(load(&bzimage(64), Some(b""), "", &layout(&map)).unwrap_err().to_string().contains("initrd"));
         assert!(load(&bzimage(64), None, "a\0b", &layout(&map)).unwrap_err().to_string().contains("NUL"));
     }

@@ -13,9 +13,11 @@
 
 mod acpi;
 pub mod bios;
+mod bsd;
 mod bytes;
 mod dsdt;
 mod elf;
+mod gzip;
 mod identify;
 mod image;
 mod kernel;
@@ -24,6 +26,8 @@ pub mod loader;
 mod memory;
 mod mp;
 mod multiboot;
+mod netbsd;
+mod openbsd;
 mod pir;
 mod place;
 pub mod platform;

@@ -7,11 +7,11 @@
 //! skips. Not given: symbol tables, drives, APM and video tables; a video mode request (flag 2) is not honoured, the
 //! screen stays in text mode. Source: Multiboot Specification 0.6.96.
 
+use crate::bsd;
 use crate::bytes::{Put, set, u32_at};
 use crate::elf::Elf;
 use crate::image::{self, Entry, Image, Registers};
 use crate::kernel::Layout;
-use crate::memory::{EBDA, Kind};
 use crate::place::Placer;
 use anyhow::{Context, Result, ensure};
 use std::ops::Range;
@@ -100,10 +100,10 @@ pub(crate) fn load(
     let mut info = vec![0; INFO_LEN as usize];
     let mut field = |at: usize, value: u64| set(&mut info, at, &(value as u32).to_le_bytes());
     let mut module = [0; MODULE_LEN as usize];
-    let (mem_lower, mem_upper) = memory_sizes(layout);
+    let (mem_lower, mem_upper) = bsd::memory_sizes(layout);
     field(0x00, if initrd.is_some() { 0x24D } else { 0x245 });
-    field(0x04, mem_lower);
-    field(0x08, mem_upper);
+    field(0x04, mem_lower.into());
+    field(0x08, mem_upper.into());
     field(0x10, text_at);
     if let Some(initrd) = initrd {
         let at = placer.lowest(placer.end(), initrd.len() as u64, "the initrd");
@@ -162,12 +162,6 @@ fn place_by_addresses(file: &[u8], header: &Header, placer: &mut Placer) -> Resu
     placer.fill(u64::from(load_addr), data.to_vec());
     let bss = data_end..end;
     Ok((entry, if bss.is_empty() { Vec::new() } else { vec![bss] }))
-}
-
-/// KiB of conventional memory, and KiB from 1 MiB up to the first hole.
-fn memory_sizes(layout: &Layout) -> (u64, u64) {
-    let above = layout.map.regions().iter().find(|r| r.kind == Kind::Ram && r.base == 1 << 20);
-    (EBDA >> 10, above.map_or(0, |r| r.len >> 10))
 }
 
 /// Entries of 24 bytes: size of the rest (20), base, length, E820 type.
