@@ -42,6 +42,12 @@ pub(crate) struct Found {
     part: Part,
 }
 
+impl Found {
+    fn kind(&self) -> &str {
+        self.name.trim_end_matches(|c: char| c.is_ascii_digit())
+    }
+}
+
 /// The part of a disk that has this name.
 pub(crate) fn find(disk: &Part, name: &str) -> Result<Part> {
     let mut part = disk.clone();
@@ -53,13 +59,11 @@ pub(crate) fn find(disk: &Part, name: &str) -> Result<Part> {
         // FreeBSD's own word, and GRUB's for any disklabel.
         let kind = if kind == "freebsd" { "bsd" } else { kind };
         let number: Option<u32> = digits.parse().ok();
-        // Within a slice all kinds of labels are one, and so are they without any slices.
-        let fits = |f: &&Found| {
-            let own = f.name.trim_end_matches(|c: char| c.is_ascii_digit());
-            let label = own == "bsd" && kind.ends_with("bsd");
-            Some(f.number) == number && (kind.is_empty() || kind == own || label)
-        };
-        let hit = found.iter().find(fits);
+        let hit =
+            found.iter().find(|f| Some(f.number) == number && (kind.is_empty() || kind == f.kind())).or_else(|| {
+                // Within a slice all kinds of labels are one, and so are they without any slices.
+                found.iter().find(|f| Some(f.number) == number && kind.ends_with("bsd") && f.kind() == "bsd")
+            });
         part = match hit {
             Some(hit) => hit.part.clone(),
             None if found.is_empty() => bail!("there is no partition {name}: no partition table"),
