@@ -16,7 +16,7 @@ use host::{ConsoleCommand, Io, Listener, Place, control, vnc};
 
 use crate::compat::translate;
 use crate::vm::{Handle, Kernel, Order, Spec, Start};
-use crate::{board, plan, processor, rom};
+use crate::{board, plan, processor, rom, within};
 
 /// The words of this version.
 struct Words;
@@ -170,10 +170,7 @@ pub fn start(node: &Node) -> Result<Start> {
     if !boot.is_given("kernel") {
         return Ok(Start::Bios(bios_options(node)));
     }
-    let file = |key: &str| -> Result<Vec<u8>> {
-        let path = boot.path(key);
-        std::fs::read(path).with_context(|| path.display().to_string())
-    };
+    let file = |key: &str| within::read(node, boot.path(key));
     Ok(Start::Kernel(Kernel {
         name: boot.path("kernel").display().to_string(),
         bytes: file("kernel")?,

@@ -38,6 +38,7 @@ mod tell;
 mod visit;
 mod vm;
 mod watch;
+mod within;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

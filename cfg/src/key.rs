@@ -72,6 +72,8 @@ pub enum PathCheck {
     Any,
     /// It is a regular file or a disk device, and can be read.
     File,
+    /// As `File`, or a file inside of an image, `(DEVICE,PARTITION)/PATH`, which is not looked for.
+    Inside,
     /// Its directory exists; the file itself may or may not.
     Parent,
     /// It is a directory.

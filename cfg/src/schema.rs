@@ -12,6 +12,7 @@ const MEMORY: Kind = Kind::Size { min: 1 << 20, max: 1 << 40 };
 /// A vmm(4) name can be this long and no longer.
 const NAME: Kind = Kind::Word { max: 229 };
 const READABLE: Kind = Kind::Path(PathCheck::File);
+const BOOTABLE: Kind = Kind::Path(PathCheck::Inside);
 const IN_DIRECTORY: Kind = Kind::Path(PathCheck::Parent);
 const AUTO: Kind = Kind::Choice(&["auto", "on", "off"]);
 
@@ -105,8 +106,8 @@ const BOOT: Section = Section {
         ),
         key("menu", Kind::Duration, Some("0s"), "how long the BIOS waits for F12, which opens its boot menu"),
         key("serial", Kind::Bool, Some("false"), "mirror the BIOS's text console to COM1"),
-        key("kernel", READABLE, None, "kernel to start without any firmware"),
-        key("initrd", READABLE, None, "its initial RAM disk"),
+        key("kernel", BOOTABLE, None, "kernel to start without any firmware, also (disk0,PARTITION)/PATH"),
+        key("initrd", BOOTABLE, None, "its initial RAM disk"),
         key("args", Kind::Text, None, "its command line"),
         key("firmware", READABLE, None, "firmware image instead of the built-in BIOS"),
         key("vars", READABLE, None, "its flash variables, below it in memory"),

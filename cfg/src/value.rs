@@ -134,6 +134,9 @@ impl Kind {
             Kind::Word { max } => format!("1 to {max} letters, digits, \"-\", \"_\" and \".\""),
             Kind::Path(PathCheck::Any) => "a path".to_owned(),
             Kind::Path(PathCheck::File) => "the path of a file or disk that can be read".to_owned(),
+            Kind::Path(PathCheck::Inside) => {
+                "the path of a file that can be read, or (disk0,PARTITION)/PATH inside of a disk".to_owned()
+            }
             Kind::Path(PathCheck::Parent) => "a path in a directory that exists".to_owned(),
             Kind::Path(PathCheck::Directory) => "the path of a directory".to_owned(),
             Kind::Choice(words) => words.join(", "),
@@ -207,6 +210,9 @@ impl Kind {
                 printable(text)?;
                 if text.is_empty() {
                     return Err(Problem::new("the path is empty").allowed(self.allowed(catalogue)));
+                }
+                if check == PathCheck::Inside && text.starts_with('(') {
+                    return Ok(Setting::Path(text.into()));
                 }
                 let path = from.origin.resolve(text);
                 if look {
@@ -412,7 +418,7 @@ fn check_path(path: &Path, text: &str, check: PathCheck) -> Result<(), Problem> 
     let shown = quoted_path(path);
     match check {
         PathCheck::Any => Ok(()),
-        PathCheck::File => {
+        PathCheck::File | PathCheck::Inside => {
             let meta = fs::metadata(path).map_err(|error| {
                 Problem::new(format!("cannot read {shown}: {}", os_text(&error))).suggest(near(path, text))
             })?;

@@ -225,6 +225,17 @@ impl Image {
         self.store.size()
     }
 
+    /// Reads whole sectors, before there is a machine.
+    ///
+    /// # Errors
+    /// When the host cannot, or they are behind the end.
+    pub fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        match offset.checked_add(buf.len() as u64).is_some_and(|end| end <= self.size()) {
+            true => self.store.read(offset, buf),
+            false => Err(io::Error::other("past the end of the disk")),
+        }
+    }
+
     /// Makes it a back end that moves data from and to `ram`.
     ///
     /// # Errors
