@@ -66,6 +66,11 @@ impl Part {
         Part { disk: self.disk.clone(), start: self.start + start, len: len.min(self.len - start) }
     }
 
+    /// Something new is looked for.
+    fn renew(&self, budget: u64) {
+        self.disk.borrow_mut().budget = budget;
+    }
+
     fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         let len = buf.len() as u64;
         if at.checked_add(len).is_none_or(|end| end > self.len) {
@@ -113,8 +118,8 @@ impl Disk {
     /// # Errors
     /// When there is no such partition, with those that there are, or no file system that is known.
     pub fn volume(&self, name: &str) -> Result<Volume> {
+        self.whole.renew(BUDGET);
         let part = table::find(&self.whole, name)?;
-        self.whole.disk.borrow_mut().budget = BUDGET;
         Ok(Volume { tree: recognise(&part)?, part, limit: self.limit })
     }
 
@@ -123,6 +128,7 @@ impl Disk {
     /// # Errors
     /// When the tables cannot be read.
     pub fn partitions(&self) -> Result<Vec<String>> {
+        self.whole.renew(BUDGET);
         Ok(table::all(&self.whole)?.into_iter().map(|found| found.name).collect())
     }
 
@@ -148,18 +154,18 @@ impl Volume {
     /// # Errors
     /// When there is none, or it is no plain file, or larger than the limit.
     pub fn read(&mut self, path: &str) -> Result<Vec<u8>> {
-        self.part.disk.borrow_mut().budget = BUDGET;
+        self.part.renew(BUDGET);
         let node = self.walk(path)?;
         ensure!(node.kind == Kind::File, "{path} is no file");
         let limit = self.limit;
         ensure!(node.size <= limit, "{path} has {} bytes, and {limit} are the most that fit", node.size);
-        self.part.disk.borrow_mut().budget = BUDGET.saturating_add(node.size.saturating_mul(2));
+        self.part.renew(BUDGET.saturating_add(node.size.saturating_mul(2)));
         self.tree.read(&node).with_context(|| path.to_owned())
     }
 
     /// Whether an absolute path leads to a file.
     pub fn holds(&mut self, path: &str) -> bool {
-        self.part.disk.borrow_mut().budget = BUDGET;
+        self.part.renew(BUDGET);
         self.walk(path).is_ok_and(|node| node.kind == Kind::File)
     }
 
