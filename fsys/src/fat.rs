@@ -74,11 +74,13 @@ impl Fat {
     /// The cluster after another, if there is one.
     fn next(&self, cluster: u32) -> Result<Option<u32>> {
         let at = u64::from(cluster) * u64::from(self.bits) / 8;
-        let entry = u32_at(&self.part.bytes(self.table + at, self.bits.div_ceil(8) as usize)?.repeat(2), 0);
+        let mut entry = [0; 4];
+        self.part.read(self.table + at, &mut entry[..self.bits.div_ceil(8) as usize])?;
+        let entry = u32::from_le_bytes(entry);
         let (value, last) = match self.bits {
-            12 if cluster % 2 == 1 => ((entry & 0xFFFF) >> 4, 0xFF7),
+            12 if cluster % 2 == 1 => (entry >> 4, 0xFF7),
             12 => (entry & 0xFFF, 0xFF7),
-            16 => (entry & 0xFFFF, 0xFFF7),
+            16 => (entry, 0xFFF7),
             _ => (entry & 0x0FFF_FFFF, 0x0FFF_FFF7),
         };
         Ok((value < last).then_some(value))

@@ -16,6 +16,8 @@ const SUPERBLOCK_LEN: usize = 1376;
 const MAGIC_AT: usize = 1372;
 const UFS1: u32 = 0x01_1954;
 const UFS2: u32 = 0x1954_0119;
+/// UFS2 with extended attributes, NetBSD's.
+const UFS2_EA: u32 = 0x1901_2038;
 /// Where a UFS2 superblock says that it is: others are copies.
 const OWN_PLACE: usize = 1000;
 
@@ -59,7 +61,7 @@ impl Ffs {
             let Ok(sb) = part.bytes(at, SUPERBLOCK_LEN) else { continue };
             let wide = match u32_at(&sb, MAGIC_AT) {
                 UFS1 => false,
-                UFS2 if u64_at(&sb, OWN_PLACE) == at => true,
+                UFS2 | UFS2_EA if u64_at(&sb, OWN_PLACE) == at => true,
                 magic if at == SUPERBLOCKS[0] && [UFS1, UFS2].contains(&magic.swap_bytes()) => {
                     bail!("FFS of a big-endian machine cannot be read")
                 }

@@ -362,7 +362,7 @@ fn damage_ends_in_an_answer() {
         let used: Vec<usize> =
             image.chunks(512).enumerate().filter(|(_, b)| b.iter().any(|b| *b != 0)).map(|(n, _)| n * 512).collect();
         let early = used.len().min(300);
-        for _ in 0..80 {
+        for _ in 0..40 {
             let old: Vec<(usize, u8)> = (0..1 + random.below(6))
                 .map(|_| {
                     let among = if random.below(4) == 0 { used.len() } else { early };

@@ -185,6 +185,19 @@ fn of_tool(tool: Tool, name: &str) -> String {
         }
         page.end_list();
     }
+    if tool == Tool::GrubBhyve {
+        page.subsection("Kernels inside of images");
+        page.say(
+            "With -r host the commands of DIRECTORY/FILE are done: root=, set, search, configfile, linux, initrd, multiboot, \
+             module, kopenbsd, knetbsd, kfreebsd. Their files are the host's, or those of an image of the device map, as \
+             (hd0,openbsd1)/bsd: in a partition msdosN, gptN, openbsdN, netbsdN or bsdN, or the one of that number alone, with \
+             FFS, ext2 to ext4, FAT or ISO 9660. bhyve(8) reads them when it starts the machine.",
+        );
+        page.say(
+            "With -r hdN or cdN the built-in BIOS starts what boots there. Where nothing does, grub.cfg in the image is read \
+             as above.",
+        );
+    }
     if tool == Tool::Vm {
         page.section("COMMANDS");
         for (name, uses, what) in COMMANDS.iter().filter(|(name, ..)| !name.starts_with('_')) {
