@@ -16,8 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// The kernels are linked behind a base of their own, and run from there on.
 const PHYSICAL: u64 = 0x0FFF_FFFF;
-/// Room for what is behind the kernel: its first page tables.
-const STACK_LEN: u64 = 64;
+const PAGE: u64 = 4096;
 /// Baud, where nothing is said.
 const SPEED: u32 = 9600;
 
@@ -108,20 +107,19 @@ pub(crate) fn load(
     let Some(entry) = entry else { bail!("damaged {name} kernel: its entry 0x{:x} is not what it loads", elf.entry) };
     let mut placer = Placer::new(layout.map);
     let zero = elf.place(&mut placer)?;
-    let len = image::GDT_LEN + STACK_LEN + 2048;
-    let gdt = placer.lowest(0, len, "what the kernel is told").context("there is no conventional memory")?;
+    // A page of its own: OpenBSD/i386 maps the page that the address is in, and reads from its begin.
+    let mut page = |what| placer.lowest(0, PAGE, what).context("there is no conventional memory");
+    let (info, gdt) = (page("what the kernel is told")?, page("the kernel's first stack")?);
     let stack = gdt + image::GDT_LEN;
-    let info = stack + STACK_LEN;
     let (words, told) = match system {
         System::OpenBsd => openbsd::tell(cmdline, info as u32, elf.wide && version >= (7, 3), layout)?,
         System::NetBsd => netbsd::tell(cmdline, info as u32, layout)?,
     };
-    ensure!(told.len() <= 2048, "the memory map has too many entries: {}", layout.map.regions().len());
+    ensure!(told.len() as u64 <= PAGE, "the memory map has too many entries: {}", layout.map.regions().len());
     let mut bytes = image::gdt32();
     bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-    bytes.resize((image::GDT_LEN + STACK_LEN) as usize, 0);
-    bytes.extend(told);
     placer.fill(gdt, bytes);
+    placer.fill(info, told);
     let registers = Registers { rsp: stack, ..Registers::default() };
     Ok(Image {
         what: format!("{} kernel ({name} {}.{}, entry 0x{entry:x})", elf.describe(), version.0, version.1),
@@ -173,6 +171,7 @@ pub(crate) mod tests {
         let word = |n: usize| u32_at(&stack, 4 * n).unwrap();
         assert_eq!((word(1), word(2), word(3), word(4)), (0x402, 0xA001_0100, 0xE, 0));
         assert_eq!((word(5), word(6)), (63 << 10, 639));
+        assert_eq!(word(8) % 4096, 0, "the begin of a page, of which the kernel reads");
         let args = memory(&image, word(8).into(), word(7) as usize);
         let (mut at, mut seen) = (0, Vec::new());
         while u32_at(args, at) != Some(u32::MAX) {

@@ -119,10 +119,10 @@ fn openbsd_starts_by_a_key_of_the_configuration() {
         ("(floppy0,9)/bsd", "(floppy0,9)/bsd: there is no partition 9: there are bsd1, bsd2, bsd3"),
         ("(disk0)/bsd", "(disk0)/bsd: there is no disk0: the machine has 0 of that kind"),
     ] {
-        let ended = run(&[&toml(kernel)], SOON);
+        let ended = run(&["-c", &toml(kernel)], SOON);
         assert!(ended.status != 0 && ended.stderr.contains(why), "{}", ended.stderr);
     }
-    let mut machine = Run::start(&[&toml("(floppy0,openbsd1)/bsd")], SOON);
+    let mut machine = Run::start(&["-c", &toml("(floppy0,openbsd1)/bsd")], SOON);
     machine.expect("(S)hell? ");
     machine.send("S\n");
     machine.expect("# ");
