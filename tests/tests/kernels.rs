@@ -122,7 +122,7 @@ fn openbsd_starts_by_a_key_of_the_configuration() {
         let ended = run(&["-c", &toml(kernel)], SOON);
         assert!(ended.status != 0 && ended.stderr.contains(why), "{}", ended.stderr);
     }
-    let mut machine = Run::start(&["-c", &toml("(floppy0,openbsd1)/bsd")], SOON);
+    let mut machine = Run::start(&["-c", &toml("(floppy0,openbsd1)/bsd"), "--stay"], SOON);
     machine.expect("(S)hell? ");
     machine.send("S\n");
     machine.expect("# ");
