@@ -301,6 +301,14 @@ fn pm_base(chips: Option<&dyn Chips>) -> u16 {
 }
 
 impl Kind {
+    /// Where the pins of a device lead.
+    pub fn routes(&self, bus: u8, device: u8) -> impl Iterator<Item = Route> {
+        RoutePin::ALL.into_iter().map(move |pin| {
+            let link = (self.pirq_of)(device, pin as u8);
+            Route { bus, device, pin, link, gsi: PIRQ_GSI + link }
+        })
+    }
+
     /// Whether RAM covers the BIOS below 1 MiB at the firmware's will.
     pub fn shadows(&self) -> bool {
         self.chipset != Chipset::Bhyve
@@ -373,14 +381,7 @@ pub fn platform(
         .zip(PIRQ_IRQS.into_iter().cycle())
         .map(|(&register, irq)| Link { register, irq: Some(irq) })
         .collect();
-    let routes = (1..32)
-        .flat_map(|device| {
-            RoutePin::ALL.into_iter().map(move |pin| {
-                let link = (kind.pirq_of)(device, pin as u8);
-                Route { device, pin, link, gsi: PIRQ_GSI + link }
-            })
-        })
-        .collect();
+    let routes = (1..32).flat_map(|device| kind.routes(0, device)).collect();
     let level = |irq| IsaOverride { irq, gsi: irq, polarity: Polarity::High, trigger: Trigger::Level };
     let pm = match kind.chipset {
         Chipset::I440fx | Chipset::I440bx => Pm {
@@ -436,7 +437,7 @@ pub fn platform(
                 allowed: 0x0e20,
             }),
             routes,
-            buses: 1,
+            roots: Vec::new(),
             window32: (low_memory.max(0xc000_0000) as u32)..=WINDOW32_END,
             window64: None,
         },

@@ -3,12 +3,15 @@
 //! Done in direct boot and by the built-in BIOS alike, again after every reset, and never when external firmware is
 //! set.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use boot::platform::{Pin, Platform};
+use boot::platform::{Pin, Platform, Root};
 use boot::video::{self, Mode, Port};
-use emu::{BarKind, Bdf, CpuBus, Machine};
+use emu::{Bar, BarKind, Bdf, CpuBus, Machine, PAGE_SIZE, PciFunction};
 
 /// First port for BARs.
 const IO_BASE: u64 = 0xc000;
@@ -21,31 +24,111 @@ pub fn shadows(machine: &Machine) -> bool {
     SHADOWING.contains(&machine.pci.read(Bdf::new(0, 0), 0, 4))
 }
 
+/// A BAR and its address.
+struct Place {
+    function: Arc<PciFunction>,
+    index: u8,
+    bar: Bar,
+    base: u64,
+}
+
+impl Place {
+    /// The last address. Pages of memory are of one bus.
+    fn last(&self) -> u64 {
+        match self.bar.kind {
+            BarKind::Io => self.base + self.bar.len - 1,
+            _ => (self.base + self.bar.len - 1) | (PAGE_SIZE - 1),
+        }
+    }
+}
+
+/// Gives each BAR an address: one bus after the other, and the largest first, so that alignment wastes nothing.
+fn lay_out(machine: &Machine, window32: &RangeInclusive<u32>) -> Result<Vec<Place>> {
+    let (mut io, mut mem) = (IO_BASE, u64::from(*window32.start()));
+    let end = u64::from(*window32.end()) + 1;
+    let bars = |function: &Arc<PciFunction>| {
+        let function = function.clone();
+        function.bars().into_iter().map(move |(index, bar)| Place { function: function.clone(), index, bar, base: 0 })
+    };
+    let mut places: Vec<Place> = machine.pci.functions().iter().flat_map(bars).collect();
+    let key = |p: &Place| (p.function.bdf().bus, Reverse(p.bar.len), p.function.bdf(), p.index);
+    places.sort_by_key(key);
+    let mut bus = 0;
+    for place in &mut places {
+        let (len, bdf) = (place.bar.len, place.function.bdf());
+        if bdf.bus != bus {
+            (bus, mem) = (bdf.bus, mem.next_multiple_of(PAGE_SIZE));
+        }
+        let ports = place.bar.kind == BarKind::Io;
+        let (next, limit) = if ports { (&mut io, 0x1_0000) } else { (&mut mem, end) };
+        place.base = next.next_multiple_of(len);
+        if place.base + len > limit {
+            bail!("no room for BAR {} ({len} bytes) of PCI device {bdf}", place.index);
+        }
+        *next = place.base + len;
+    }
+    Ok(places)
+}
+
+/// Host bridges for the buses above 0. Each has what lies between its first and its last BAR, unless another bus has
+/// one there.
+fn further_roots(machine: &Machine, mut places: Vec<Place>) -> Vec<Root> {
+    let mut roots: BTreeMap<u8, Root> = BTreeMap::new();
+    for bus in machine.pci.functions().iter().map(|f| f.bdf().bus).filter(|bus| *bus > 0) {
+        roots.entry(bus).or_insert(Root { bus, ..Root::default() });
+    }
+    places.sort_by_key(|p| p.base);
+    let (io, memory): (Vec<Place>, Vec<Place>) = places.into_iter().partition(|p| p.bar.kind == BarKind::Io);
+    for run in io.chunk_by(|a, b| a.function.bdf().bus == b.function.bdf().bus) {
+        if let Some(root) = roots.get_mut(&run[0].function.bdf().bus) {
+            root.io.push(run[0].base as u16..=run[run.len() - 1].last() as u16);
+        }
+    }
+    for run in memory.chunk_by(|a, b| a.function.bdf().bus == b.function.bdf().bus) {
+        if let Some(root) = roots.get_mut(&run[0].function.bdf().bus) {
+            root.memory.push(run[0].base as u32..=run[run.len() - 1].last() as u32);
+        }
+    }
+    roots.into_values().collect()
+}
+
+/// The host bridges of buses above 0 with the windows that [`assign`] makes use of.
+///
+/// # Errors
+/// When the windows are too small for the BARs.
+pub fn planned_roots(machine: &Machine, platform: &Platform) -> Result<Vec<Root>> {
+    Ok(further_roots(machine, lay_out(machine, &platform.pci.window32)?))
+}
+
+/// The same with the windows that the BARs are in now, wherever a firmware has put them below 4 GiB.
+pub fn found_roots(machine: &Machine) -> Vec<Root> {
+    let place = |function: &Arc<PciFunction>, (index, bar): (u8, Bar)| Place {
+        base: function.bar_base(index),
+        function: function.clone(),
+        index,
+        bar,
+    };
+    let functions = machine.pci.functions();
+    let places = functions.iter().flat_map(|f| f.bars().into_iter().map(move |bar| place(f, bar)));
+    let reached = |p: &Place| match p.bar.kind {
+        BarKind::Io => p.base != 0 && p.base + p.bar.len <= 1 << 16,
+        _ => p.base != 0 && p.base.checked_add(p.bar.len).is_some_and(|end| end <= 1 << 32),
+    };
+    further_roots(machine, places.filter(reached).collect())
+}
+
 /// Programs BARs, interrupt lines, command registers and the interrupt router as `platform` says.
 ///
 /// # Errors
 /// When the windows are too small for the BARs.
 pub fn assign(machine: &Arc<Machine>, platform: &Platform) -> Result<()> {
-    let (mut io, mut mem) = (IO_BASE, u64::from(*platform.pci.window32.start()));
-    let end = u64::from(*platform.pci.window32.end()) + 1;
-    let functions = machine.pci.functions();
-    // The largest first, so that alignment wastes nothing.
-    let mut bars: Vec<_> =
-        functions.iter().flat_map(|f| f.bars().into_iter().map(move |(n, bar)| (f, n, bar))).collect();
-    bars.sort_by_key(|(f, n, bar)| (std::cmp::Reverse(bar.len), f.bdf(), *n));
-    for (f, n, bar) in bars {
-        let next = if bar.kind == BarKind::Io { &mut io } else { &mut mem };
-        let base = next.next_multiple_of(bar.len);
-        let limit = if bar.kind == BarKind::Io { 0x1_0000 } else { end };
-        if base + bar.len > limit {
-            bail!("no room for BAR {n} ({} bytes) of PCI device {}", bar.len, f.bdf());
-        }
-        *next = base + bar.len;
-        f.write(0x10 + 4 * u16::from(n), 4, base as u32);
+    for Place { function, index, bar, base } in lay_out(machine, &platform.pci.window32)? {
+        function.write(0x10 + 4 * u16::from(index), 4, base as u32);
         if matches!(bar.kind, BarKind::Mem64 | BarKind::Mem64Prefetch) {
-            f.write(0x14 + 4 * u16::from(n), 4, 0);
+            function.write(0x14 + 4 * u16::from(index), 4, 0);
         }
     }
+    let functions = machine.pci.functions();
     if let Some(router) = platform.pci.router {
         let bdf = Bdf::new(router.device, router.function);
         for link in &platform.pci.links {
@@ -55,7 +138,7 @@ pub fn assign(machine: &Arc<Machine>, platform: &Platform) -> Result<()> {
     for f in &functions {
         let pin = f.read(0x3d, 1);
         if (1..=4).contains(&pin) {
-            let irq = platform.pci.irq(f.bdf().dev, Pin::ALL[pin as usize - 1]).unwrap_or(0xff);
+            let irq = platform.pci.irq(f.bdf().bus, f.bdf().dev, Pin::ALL[pin as usize - 1]).unwrap_or(0xff);
             f.write(0x3c, 1, u32::from(irq));
         }
         let kinds: Vec<_> = f.bars().into_iter().map(|(_, b)| b.kind == BarKind::Io).collect();

@@ -3,7 +3,7 @@
 //! The plan is made twice, by the same steps: without images when a configuration is checked, so that everything that
 //! cannot be is said at once, and with them when the machine is built.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -384,8 +384,8 @@ impl Plan {
                 errors.extend(put.err().map(|p| at_key(other, p).into()));
             }
         }
-        let whole = |p: &&Placed| p.bdf.func == 0 || plan.placed.iter().any(|q| q.bdf == Bdf::new(p.bdf.dev, 0));
-        let whole = |p: &&Placed| p.bdf.dev == plan.board.isa_bridge || whole(p);
+        let whole = |p: &&Placed| p.bdf.func == 0 || plan.placed.iter().any(|q| q.bdf == Bdf { func: 0, ..p.bdf });
+        let whole = |p: &&Placed| (p.bdf.bus, p.bdf.dev) == (0, plan.board.isa_bridge) || whole(p);
         errors.extend(plan.placed.iter().filter(|p| !whole(p)).map(|p| {
             anyhow!("{} at {}: a guest finds it only with a device at function 0", p.model.name, bdf_text(p.bdf))
         }));
@@ -419,16 +419,21 @@ impl Plan {
     }
 
     fn card(&mut self, want: Want, machine: &str, maker: [u8; 3]) -> Result<&mut Placed, Problem> {
+        let taken = self.addresses();
         let card = self.put(want)?;
         if card.params.get("mac").is_none() {
-            card.params.set("mac", &mac(machine, card.bdf, maker));
+            let Bdf { bus, dev, func } = card.bdf;
+            let usual = mac(&format!("{dev}-{func}-{machine}"), maker);
+            // bhyve(8) leaves the bus out, and two cards would have one address.
+            let own = if taken.contains(&usual) { mac(&format!("{bus}-{dev}-{func}-{machine}"), maker) } else { usual };
+            card.params.set("mac", &own);
         }
         Ok(card)
     }
 
     /// Adds a serial line's end: to a device that has room, unless each is to have its own.
     fn line(&mut self, want: Want, node: &Node) -> Result<(), Problem> {
-        let bdf = want.slot.filter(|slot| slot.bus == 0).map(|slot| Bdf::new(slot.slot, slot.function));
+        let bdf = want.slot.map(bdf);
         let room = |p: &Placed| {
             let Class::Lines { most } = p.model.class else { return false };
             p.model.name == want.model && p.lines.len() < most && bdf.is_none_or(|bdf| p.bdf == bdf)
@@ -451,7 +456,7 @@ impl Plan {
 
     /// Plugs a device into a USB port: at a controller that has room.
     fn usb(&mut self, want: Want, device: &str) -> Result<(), Problem> {
-        let bdf = want.slot.filter(|slot| slot.bus == 0).map(|slot| Bdf::new(slot.slot, slot.function));
+        let bdf = want.slot.map(bdf);
         let (key, asked, model) = (want.key.to_owned(), want.unit, want.model.to_owned());
         let free = |p: &Placed, port: usize| {
             let Class::Usb { ports } = p.model.class else { return false };
@@ -496,7 +501,7 @@ impl Plan {
                 })?)
             }
             model => {
-                let bdf = want.slot.filter(|slot| slot.bus == 0).map(|slot| Bdf::new(slot.slot, slot.function));
+                let bdf = want.slot.map(bdf);
                 // Drives that name one slot are at one controller.
                 let same = |p: &Placed| Some(p.bdf) == bdf && p.units.contains(&Unit::None);
                 self.placed.iter_mut().find(|p| p.model.name == model && (fits(p) || same(p)))
@@ -533,8 +538,8 @@ impl Plan {
     fn put(&mut self, want: Want) -> Result<&mut Placed, Problem> {
         let model = MODELS.iter().find(|m| m.name == want.model).expect("the schema lets known models through");
         let bdf = match want.slot {
-            Some(PciSlot { bus: 0, slot, function }) if self.is_open(slot) => {
-                let bdf = Bdf::new(slot, function);
+            Some(slot) if slot.bus > 0 || self.is_open(slot.slot) => {
+                let bdf = bdf(slot);
                 if let Some(taken) = self.placed.iter().find(|p| p.bdf == bdf) {
                     return Err(Problem::new(format!("slot {} is taken by {}", bdf_text(bdf), taken.model.name)));
                 }
@@ -542,7 +547,7 @@ impl Plan {
             }
             Some(slot) => {
                 let taken = format!("slot {slot} cannot be had");
-                return Err(Problem::new(taken).allowed("a device on bus 0 that is not the board's"));
+                return Err(Problem::new(taken).allowed("a device that is not the board's"));
             }
             None => {
                 let free = (self.board.first_slot..32).find(|slot| self.is_free(*slot));
@@ -559,10 +564,10 @@ impl Plan {
     }
 
     fn is_free(&self, slot: u8) -> bool {
-        self.is_open(slot) && self.placed.iter().all(|p| p.bdf.dev != slot)
+        self.is_open(slot) && self.placed.iter().all(|p| (p.bdf.bus, p.bdf.dev) != (0, slot))
     }
 
-    /// Whether a device number is not the board's.
+    /// Whether a device number on bus 0 is not the board's.
     fn is_open(&self, slot: u8) -> bool {
         slot > 0 && slot < 32 && slot != self.board.isa_bridge
     }
@@ -586,6 +591,7 @@ impl Plan {
     /// The paths, as Open Firmware's, of what boots in the order of these words of `boot.order`.
     pub fn boot_order(&self, order: &[String]) -> Vec<String> {
         let mut paths = Vec::new();
+        let buses: BTreeSet<u8> = self.placed.iter().map(|p| p.bdf.bus).filter(|bus| *bus > 0).collect();
         for word in order {
             if word == "floppy" {
                 let isa = self.board.isa_bridge;
@@ -597,14 +603,17 @@ impl Plan {
                 "cd" => *u == Unit::Cd,
                 _ => false,
             }) {
-                let Bdf { dev, func, .. } = placed.bdf;
+                let Bdf { bus, dev, func } = placed.bdf;
+                // Roots are counted, whatever their buses' numbers.
+                let root = buses.iter().position(|b| *b == bus).map(|n| format!("/pci-root@{:x}", n + 1));
+                let root = root.unwrap_or_default();
                 let at = if func == 0 { format!("{dev:x}") } else { format!("{dev:x},{func:x}") };
                 paths.push(match placed.model.name {
-                    "virtio-scsi" => format!("/pci@i0cf8/scsi@{at}/channel@0/disk@{n:x},0"),
-                    name if name.starts_with("virtio") => format!("/pci@i0cf8/scsi@{at}/disk@0,0"),
-                    "nvme" => format!("/pci@i0cf8/pci8086,5845@{at}/namespace@{},0", n + 1),
-                    name if name.starts_with("ahci") => format!("/pci@i0cf8/pci8086,2922@{at}/drive@{n}/disk@0"),
-                    _ => format!("/pci@i0cf8/ide@{at}/drive@{}/disk@{}", n / 2, n % 2),
+                    "virtio-scsi" => format!("{root}/pci@i0cf8/scsi@{at}/channel@0/disk@{n:x},0"),
+                    name if name.starts_with("virtio") => format!("{root}/pci@i0cf8/scsi@{at}/disk@0,0"),
+                    "nvme" => format!("{root}/pci@i0cf8/pci8086,5845@{at}/namespace@{},0", n + 1),
+                    name if name.starts_with("ahci") => format!("{root}/pci@i0cf8/pci8086,2922@{at}/drive@{n}/disk@0"),
+                    _ => format!("{root}/pci@i0cf8/ide@{at}/drive@{}/disk@{}", n / 2, n % 2),
                 });
             }
         }
@@ -730,7 +739,12 @@ impl fmt::Display for Plan {
 
 /// A place as `-s` and `slot` have it.
 fn bdf_text(bdf: Bdf) -> String {
-    format!("{}:{}", bdf.dev, bdf.func)
+    if bdf.bus == 0 { format!("{}:{}", bdf.dev, bdf.func) } else { bdf.to_string() }
+}
+
+/// The place that a slot is.
+fn bdf(slot: PciSlot) -> Bdf {
+    Bdf { bus: slot.bus, dev: slot.slot, func: slot.function }
 }
 
 /// Whether a section is one of the drives at controllers.
@@ -753,10 +767,10 @@ fn at_key(node: &Node, problem: Problem) -> Error {
     node.error(key, problem)
 }
 
-/// An Ethernet address that stays with a machine's name and the slot: bhyve(8)'s, so that a machine that moves here keeps
+/// An Ethernet address that stays with the slot and a machine's name: bhyve(8)'s, so that a machine that moves here keeps
 /// its addresses, or another maker's.
-fn mac(machine: &str, bdf: Bdf, maker: [u8; 3]) -> String {
-    let mut text = format!("{}-{}-{machine}", bdf.dev, bdf.func).into_bytes();
+fn mac(place: &str, maker: [u8; 3]) -> String {
+    let mut text = place.as_bytes().to_vec();
     // It has room for so many.
     text.truncate(79);
     let [a, b, c, ..] = md5::compute(text).0;
@@ -838,7 +852,13 @@ pub fn check(node: &Node) -> Vec<Error> {
         .collect();
     let coms = node.children("serial").iter().filter(|serial| is_com(serial)).skip(MAX_COMS);
     let coms = coms.map(|serial| serial.error("model", say("there are four such ports", "uart, virtio-console")));
-    let planned = Plan::of(node, false).err().unwrap_or_default();
+    let planned = Plan::of(node, false);
+    let acpi = node.child("acpi");
+    let beyond = planned.as_ref().is_ok_and(|plan| plan.placed.iter().any(|p| p.bdf.bus > 0));
+    let beyond = (beyond && acpi.bool("mptable")).then(|| {
+        acpi.error("mptable", say("the MP table knows no PCI bus but 0", "false (-Y of bhyve) with devices on others"))
+    });
+    let planned = planned.err().unwrap_or_default();
     planned
         .into_iter()
         .filter_map(|e| e.downcast::<Error>().ok())
@@ -846,6 +866,7 @@ pub fn check(node: &Node) -> Vec<Error> {
         .chain(rates)
         .chain(coms)
         .chain(ports)
+        .chain(beyond)
         .collect()
 }
 
@@ -881,11 +902,11 @@ mod tests {
         // The MD5 of "5-0-vm0" begins so.
         let digest = md5::compute("5-0-vm0").0;
         let of = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":");
-        assert_eq!(mac("vm0", Bdf::new(5, 0), MAKER), of(&[0, 0xa0, 0x98, digest[0], digest[1], digest[2]]));
-        assert!(mac("vm0", Bdf::new(5, 0), [0, 0x15, 0x5d]).starts_with("00:15:5d:"));
+        assert_eq!(mac("5-0-vm0", MAKER), of(&[0, 0xa0, 0x98, digest[0], digest[1], digest[2]]));
+        assert!(mac("5-0-vm0", [0, 0x15, 0x5d]).starts_with("00:15:5d:"));
         let long = "n".repeat(100);
-        assert_eq!(mac(&long, Bdf::new(5, 0), MAKER), mac(&long[..75], Bdf::new(5, 0), MAKER), "bhyve cuts it off");
-        assert_ne!(mac("vm0", Bdf::new(5, 1), MAKER), mac("vm0", Bdf::new(5, 0), MAKER));
+        assert_eq!(mac(&long, MAKER), mac(&long[..79], MAKER), "bhyve cuts it off");
+        assert_ne!(mac("5-1-vm0", MAKER), mac("5-0-vm0", MAKER));
     }
 
     /// Makers whose cards de(4) takes for boards with media of their own.

@@ -15,7 +15,7 @@ use emu::{Backends, Backing, Bdf, Machine, RamAddr, Rights};
 use host::disk::{Format, Image, ImageOptions};
 use lpc::{BLOCK, FwCfgItems, Pflash};
 
-use crate::board;
+use crate::{board, firmware};
 
 /// Firmware to start.
 pub struct Firmware {
@@ -118,12 +118,18 @@ pub fn files(
     let Some(made) = loader::acpi(platform) else { return Ok(()) };
     add(loader::LOADER, made.loader)?;
     add(loader::RSDP, made.rsdp)?;
-    // Each firmware puts the power management block elsewhere before it reads the tables.
-    let (pci, platform, pm) = (machine.pci.clone(), platform.clone(), Bdf::new(board.isa_bridge, 3));
+    if !platform.pci.roots.is_empty() {
+        // It looks for no bus that it has not been told of.
+        add("etc/extra-pci-roots", (platform.pci.roots.len() as u64).to_le_bytes().to_vec())?;
+    }
+    // Each firmware puts the power management block elsewhere before it reads the tables, and BARs where it likes.
+    let (there, platform, pm) = (Arc::downgrade(machine), platform.clone(), Bdf::new(board.isa_bridge, 3));
     let tables = move || {
+        let Some(machine) = there.upgrade() else { return Vec::new() };
         // bhyve's board has no such function, and its block stays.
-        let base = pci.function(pm).map_or(0, |pm| pm.read(0x40, 2) as u16 & 0xffc0);
+        let base = machine.pci.function(pm).map_or(0, |pm| pm.read(0x40, 2) as u16 & 0xffc0);
         let mut platform = platform.clone();
+        platform.pci.roots = firmware::found_roots(&machine);
         if let Some(pm) = platform.pm.as_mut().filter(|_| base != 0) {
             pm.gpe0 = pm.gpe0.map(|(port, len)| (port.wrapping_sub(pm.base).wrapping_add(base), len));
             pm.base = base;

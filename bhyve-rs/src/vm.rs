@@ -467,6 +467,12 @@ impl Instance {
         platform.floppy = floppy;
         platform.fw_cfg = spec.fw_cfg.is_some();
         platform.mptable = spec.mptable;
+        let functions = machine.pci.functions();
+        let mut beyond: Vec<(u8, u8)> =
+            functions.iter().map(|f| (f.bdf().bus, f.bdf().dev)).filter(|(bus, _)| *bus > 0).collect();
+        beyond.dedup();
+        platform.pci.routes.extend(beyond.into_iter().flat_map(|(bus, device)| spec.board.routes(bus, device)));
+        platform.pci.roots = firmware::planned_roots(&machine, &platform)?;
         board::rename(&mut platform.identity, &spec.strings);
         if !spec.acpi {
             platform.acpi = None;

@@ -201,6 +201,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::bytes::{sum, u16_at, u32_at, u64_at};
     use crate::platform::tests::pc;
+    use crate::platform::{Pin, Root, Route};
     use std::process::Command;
 
     const BASE: u32 = 0x0FFE_0000;
@@ -314,7 +315,52 @@ pub(crate) mod tests {
             ("apic", apic_only),
             ("direct", no_router),
             ("eight", eight_links),
+            ("roots", with_roots()),
         ]
+    }
+
+    /// A machine with two more host bridges, one of which has nothing to pass on.
+    fn with_roots() -> Platform {
+        let mut platform = pc();
+        let root = Root { bus: 1, io: vec![0xC000..=0xC03F, 0xD000..=0xD07F], memory: vec![0xC010_0000..=0xC010_0FFF] };
+        platform.pci.roots = vec![root, Root { bus: 0xAB, ..Root::default() }];
+        platform.pci.routes.push(Route { bus: 1, device: 0, pin: Pin::A, link: 2, gsi: 18 });
+        platform
+    }
+
+    #[test]
+    fn further_roots_take_their_windows_out_of_that_of_bus_0() {
+        let dsdt = |platform: &Platform| {
+            let acpi = build(platform);
+            walk(&acpi).into_iter().find(|t| t.starts_with(b"DSDT")).unwrap().to_vec()
+        };
+        // Word and double word address space descriptors: first and last address, length.
+        let ports = |first: u16, last: u16| {
+            let words = [first, last, 0, last - first + 1];
+            words.into_iter().flat_map(u16::to_le_bytes).collect::<Vec<_>>()
+        };
+        let memory = |first: u32, last: u32| {
+            let words = [first, last, 0, last - first + 1];
+            words.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<_>>()
+        };
+        let count = |dsdt: &[u8], bytes: &[u8]| dsdt.windows(bytes.len()).filter(|w| *w == bytes).count();
+        let (one, three) = (dsdt(&pc()), dsdt(&with_roots()));
+        for window in [ports(0xD00, 0xFFFF), memory(0xC000_0000, 0xFEBF_FFFF)] {
+            assert_eq!((count(&one, &window), count(&three, &window)), (1, 0));
+        }
+        let split = [
+            ports(0xD00, 0xBFFF),
+            ports(0xC040, 0xCFFF),
+            ports(0xD080, 0xFFFF),
+            memory(0xC000_0000, 0xC00F_FFFF),
+            memory(0xC010_1000, 0xFEBF_FFFF),
+        ];
+        let own = [ports(0xC000, 0xC03F), ports(0xD000, 0xD07F), memory(0xC010_0000, 0xC010_0FFF)];
+        for window in split.iter().chain(&own) {
+            assert_eq!((count(&one, window), count(&three, window)), (0, 1), "{window:x?}");
+        }
+        assert_eq!((count(&three, b"PC01"), count(&three, b"PCAB"), count(&one, b"PC01")), (1, 1, 0));
+        assert_eq!((count(&three, b"_BBN\x01"), count(&three, b"_BBN\x0a\xab")), (1, 1));
     }
 
     /// Runs one of ACPICA's tools in `dir`; `None`, with a line saying so, where it is not installed.

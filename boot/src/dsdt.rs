@@ -9,7 +9,9 @@
 //!
 //! Source: ACPI specification 1.0b chapters 5, 6 and 15, 2.0 for the `\_PIC` protocol; EISA ids from the PNP list.
 
-use crate::platform::{Pci, Platform, Pm, Router};
+use std::ops::RangeInclusive;
+
+use crate::platform::{Pci, Platform, Pm, Root, Router};
 use acpi_tables::{
     Aml, AmlSink,
     aml::{
@@ -34,8 +36,9 @@ pub(crate) fn build(platform: &Platform, pm: &Pm) -> Vec<u8> {
 
     let bridge = host_bridge(platform, pm);
     let links = links(&platform.pci);
-    let prt = prt(platform);
+    let prt = prt(platform, 0);
     let routing = Scope::new(Path::new("PCI0"), vec![&prt]);
+    let roots = Raw::of(platform.pci.roots.iter().map(|root| further_root(platform, root)));
     let hpet = platform.hpet.map(|h| {
         let resources = Memory32Fixed::new(false, h.base, 0x400);
         device("HPET", "PNP0103", &[&resources])
@@ -43,7 +46,7 @@ pub(crate) fn build(platform: &Platform, pm: &Pm) -> Vec<u8> {
     let hpet = Raw::of(hpet);
     // By this id Linux's driver finds it.
     let fw_cfg = Raw::of(platform.fw_cfg.then(|| device("FWCF", "QEMU0002", &[&io(0x510, 12)])));
-    Scope::new(Path::new("\\_SB_"), vec![&bridge, &links, &routing, &hpet, &fw_cfg]).to_aml_bytes(&mut aml);
+    Scope::new(Path::new("\\_SB_"), vec![&bridge, &links, &routing, &roots, &hpet, &fw_cfg]).to_aml_bytes(&mut aml);
     aml
 }
 
@@ -168,12 +171,20 @@ fn numbered_device(name: &str, id: &str, index: usize, resources: &[&dyn Aml]) -
 fn host_bridge(platform: &Platform, pm: &Pm) -> Raw {
     use AddressSpaceCacheable::{Cacheable, NotCacheable};
     let pci = &platform.pci;
-    let buses = AddressSpace::new_bus_number(0u16, u16::from(pci.buses) - 1);
+    let buses = AddressSpace::new_bus_number(0u16, 0);
     let config = io(0xCF8, 8);
     let io_low = AddressSpace::new_io(0u16, 0xCF7, None);
-    let io_high = AddressSpace::new_io(0xD00u16, 0xFFFF, None);
+    let roots = || pci.roots.iter();
+    let io_high = without(0xD00..=0xFFFF, roots().flat_map(|root| &root.io).map(|r| (*r.start(), *r.end())));
+    let io_high =
+        Raw::of(io_high.into_iter().map(|(first, last)| AddressSpace::new_io(first as u16, last as u16, None)));
     let vga = AddressSpace::new_memory(Cacheable, true, 0xA_0000u32, 0xB_FFFF, None);
-    let low = AddressSpace::new_memory(NotCacheable, true, *pci.window32.start(), *pci.window32.end(), None);
+    let window32 = u64::from(*pci.window32.start())..=u64::from(*pci.window32.end());
+    let low = without(window32, roots().flat_map(|root| &root.memory).map(|r| (*r.start(), *r.end())));
+    let low = Raw::of(
+        low.into_iter()
+            .map(|(first, last)| AddressSpace::new_memory(NotCacheable, true, first as u32, last as u32, None)),
+    );
     let high = pci.window64.as_ref();
     let high = high.map(|w| AddressSpace::new_memory(NotCacheable, true, *w.start(), *w.end(), None));
     let high = Raw::of(high);
@@ -188,6 +199,39 @@ fn host_bridge(platform: &Platform, pm: &Pm) -> Raw {
         None => devices,
     };
     Raw::of([Device::new(Path::new("PCI0"), vec![&hid, &adr, &crs, &isa])])
+}
+
+/// What of `all` is in none of `taken`.
+fn without<T: Into<u64>>(all: RangeInclusive<u64>, taken: impl Iterator<Item = (T, T)>) -> Vec<(u64, u64)> {
+    let mut taken: Vec<(u64, u64)> = taken.map(|(first, last)| (first.into(), last.into())).collect();
+    taken.sort_unstable();
+    let (mut left, mut next) = (Vec::new(), *all.start());
+    for (first, last) in taken {
+        if next < first {
+            left.push((next, first - 1));
+        }
+        next = last + 1;
+    }
+    if next <= *all.end() {
+        left.push((next, *all.end()));
+    }
+    left
+}
+
+/// The host bridge of a bus above 0, by the name that bhyve(8) gives it.
+fn further_root(platform: &Platform, root: &Root) -> Raw {
+    let buses = AddressSpace::new_bus_number(u16::from(root.bus), root.bus.into());
+    let io = Raw::of(root.io.iter().map(|r| AddressSpace::new_io(*r.start(), *r.end(), None)));
+    let memory = root.memory.iter();
+    let memory = Raw::of(
+        memory.map(|r| AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, *r.start(), *r.end(), None)),
+    );
+    let hid = Name::new(Path::new("_HID"), &EISAName::new("PNP0A03"));
+    let uid = Name::new(Path::new("_UID"), &root.bus);
+    let bbn = Name::new(Path::new("_BBN"), &root.bus);
+    let crs = Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&buses, &io, &memory]));
+    let prt = prt(platform, root.bus);
+    Raw::of([Device::new(Path::new(&format!("PC{:02X}", root.bus)), vec![&hid, &uid, &bbn, &crs, &prt])])
 }
 
 /// Field over the router's register for link `index`.
@@ -323,18 +367,19 @@ fn link(index: usize, allowed: u16) -> Raw {
 pub(crate) const PIC_ROUTES: &str = "PRTP";
 pub(crate) const APIC_ROUTES: &str = "PRTA";
 
-/// `_PRT` and its tables.
-fn prt(platform: &Platform) -> Raw {
+/// `_PRT` of a bus and its tables.
+fn prt(platform: &Platform, bus: u8) -> Raw {
     let pci = &platform.pci;
+    let routes = || pci.routes.iter().filter(|route| route.bus == bus);
     let mut parts = Vec::new();
     if platform.pic {
         let mut table = PackageBuilder::new();
-        for route in &pci.routes {
+        for route in routes() {
             let (address, pin) = (address(route.device), route.pin as u8);
             if pci.router.is_some() {
                 let link = Path::new(&format!("\\_SB_.{}", link_name(usize::from(route.link))));
                 table.add_element(&Package::new(vec![&address, &pin, &link, &ZERO]));
-            } else if let Some(irq) = pci.irq(route.device, route.pin) {
+            } else if let Some(irq) = pci.irq(bus, route.device, route.pin) {
                 table.add_element(&Package::new(vec![&address, &pin, &ZERO, &irq]));
             }
         }
@@ -342,7 +387,7 @@ fn prt(platform: &Platform) -> Raw {
     }
     if platform.ioapic.is_some() {
         let mut table = PackageBuilder::new();
-        for route in &pci.routes {
+        for route in routes() {
             let (address, pin) = (address(route.device), route.pin as u8);
             table.add_element(&Package::new(vec![&address, &pin, &ZERO, &route.gsi]));
         }
@@ -361,7 +406,7 @@ fn prt(platform: &Platform) -> Raw {
     Raw::of(parts)
 }
 
-/// All functions of a device on bus 0, as `_PRT` wants it.
+/// All functions of a device, as `_PRT` wants it.
 fn address(device: u8) -> u32 {
     u32::from(device) << 16 | 0xFFFF
 }

@@ -1,7 +1,7 @@
 //! The MultiProcessor table: how systems without ACPI find processors, I/O APIC and interrupt wiring.
 //!
 //! OpenBSD and FreeBSD/i386 of 2009, and Linux with `acpi=off`, read it. A floating pointer in the BIOS area points to
-//! the configuration table. PCI buses come first and carry their PCI numbers, ISA is the last bus. An ISA IRQ whose pin
+//! the configuration table. PCI bus 0 comes first, ISA is bus 1; a machine with more PCI buses has no such table. An ISA IRQ whose pin
 //! an override has taken is left out.
 //! Source: Intel MultiProcessor Specification 1.4, chapters 4 and appendix D.
 
@@ -16,7 +16,7 @@ const EXT_INT: u8 = 3;
 const LEVEL_LOW: u16 = 0x0F;
 const ALL_LAPICS: u8 = 0xFF;
 
-/// Floating pointer and configuration table for address `at`; `None` without an I/O APIC.
+/// Floating pointer and configuration table for address `at`; `None` without an I/O APIC, or with PCI buses above 0.
 pub(crate) fn build(platform: &Platform, at: u32) -> Option<Vec<u8>> {
     let table = configuration(platform)?;
     let mut out = b"_MP_".to_vec();
@@ -29,7 +29,7 @@ pub(crate) fn build(platform: &Platform, at: u32) -> Option<Vec<u8>> {
 }
 
 fn configuration(platform: &Platform) -> Option<Vec<u8>> {
-    let ioapic = platform.ioapic?;
+    let ioapic = platform.ioapic.filter(|_| platform.pci.roots.is_empty())?;
     let id = &platform.identity;
     let mut table = b"PCMP".to_vec();
     table.extend([0, 0, 4, 0]);
@@ -53,11 +53,9 @@ fn configuration(platform: &Platform) -> Option<Vec<u8>> {
         bytes.put64(0);
         entry(&bytes);
     }
-    let isa = platform.pci.buses;
-    for bus in 0..=isa {
-        let name = if bus == isa { b"ISA   " } else { b"PCI   " };
-        entry(&[&[1, bus], &name[..]].concat());
-    }
+    let isa = 1;
+    entry(b"\x01\x00PCI   ");
+    entry(b"\x01\x01ISA   ");
     let mut bytes = vec![2, ioapic.id, ioapic.version, 1];
     bytes.put32(ioapic.base);
     entry(&bytes);

@@ -21,16 +21,16 @@ pub(crate) fn build(platform: &Platform) -> Option<Vec<u8>> {
     table.put16(router.compatible.1);
     // Miniport data, reserved, checksum.
     table.resize(32, 0);
-    for device in pci.devices() {
-        table.extend([0, device << 3]);
+    for (bus, device) in pci.devices() {
+        table.extend([bus, device << 3]);
         for pin in Pin::ALL {
-            let route = pci.routes.iter().find(|r| (r.device, r.pin) == (device, pin));
+            let route = pci.routes.iter().find(|r| (r.bus, r.device, r.pin) == (bus, device, pin));
             let link = route.and_then(|r| pci.links.get(usize::from(r.link)));
             table.put8(link.map_or(0, |l| l.register));
             table.put16(link.map_or(0, |_| router.allowed));
         }
         // Slot number: what is on the board has none.
-        table.extend([if device == router.device { 0 } else { device }, 0]);
+        table.extend([if (bus, device) == (0, router.device) { 0 } else { device }, 0]);
     }
     let len = table.len() as u16;
     set(&mut table, 6, &len.to_le_bytes());

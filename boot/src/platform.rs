@@ -170,14 +170,25 @@ pub struct Pci {
     pub links: Vec<Link>,
     /// The ISA bridge with the routing registers.
     pub router: Option<Router>,
-    /// Where each device's pins on bus 0 lead. Devices behind bridges follow by the standard swizzle.
+    /// Where each device's pins lead. Devices behind bridges follow by the standard swizzle.
     pub routes: Vec<Route>,
-    /// Number of buses, at least 1.
-    pub buses: u8,
+    /// Host bridges beside that of bus 0, by their buses.
+    pub roots: Vec<Root>,
     /// Addresses below 4 GiB that the host bridge passes to PCI.
     pub window32: RangeInclusive<u32>,
     /// Addresses above RAM that the host bridge passes to PCI.
     pub window64: Option<RangeInclusive<u64>>,
+}
+
+/// A host bridge of its own for one bus above 0. What it passes to PCI, bus 0's does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Root {
+    /// Its bus.
+    pub bus: u8,
+    /// Ports, ascending.
+    pub io: Vec<RangeInclusive<u16>>,
+    /// Addresses below 4 GiB, ascending.
+    pub memory: Vec<RangeInclusive<u32>>,
 }
 
 /// A PIRQ input of the interrupt router.
@@ -202,9 +213,11 @@ pub struct Router {
     pub allowed: u16,
 }
 
-/// One interrupt pin of a device on bus 0.
+/// One interrupt pin of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
+    /// Bus.
+    pub bus: u8,
     /// Device number.
     pub device: u8,
     /// Pin of the device.
@@ -217,15 +230,21 @@ pub struct Route {
 }
 
 impl Pci {
-    /// The ISA IRQ that `pin` of `device` on bus 0 raises through the router: its interrupt-line register.
-    pub fn irq(&self, device: u8, pin: Pin) -> Option<u8> {
-        let route = self.routes.iter().find(|r| r.device == device && r.pin == pin)?;
+    /// The ISA IRQ that `pin` of `device` on `bus` raises through the router: its interrupt-line register.
+    pub fn irq(&self, bus: u8, device: u8, pin: Pin) -> Option<u8> {
+        let route = self.routes.iter().find(|r| (r.bus, r.device, r.pin) == (bus, device, pin))?;
         self.links.get(usize::from(route.link))?.irq
     }
 
-    /// Device numbers that have routes, ascending.
-    pub(crate) fn devices(&self) -> Vec<u8> {
-        let mut devices: Vec<u8> = self.routes.iter().map(|r| r.device).collect();
+    /// All buses, ascending.
+    pub(crate) fn buses(&self) -> impl Iterator<Item = u8> + use<> {
+        let roots: Vec<u8> = self.roots.iter().map(|root| root.bus).collect();
+        [0].into_iter().chain(roots)
+    }
+
+    /// Buses and numbers of the devices that have routes, ascending.
+    pub(crate) fn devices(&self) -> Vec<(u8, u8)> {
+        let mut devices: Vec<(u8, u8)> = self.routes.iter().map(|r| (r.bus, r.device)).collect();
         devices.sort_unstable();
         devices.dedup();
         devices
@@ -402,7 +421,8 @@ impl Platform {
 
     fn check_pci(&self, pins: u8) -> Result<()> {
         let pci = &self.pci;
-        ensure!(pci.buses > 0 && !pci.window32.is_empty(), "PCI without bus or memory window");
+        ensure!(!pci.window32.is_empty(), "PCI without memory window");
+        ensure!(self.pci.buses().is_sorted_by(|a, b| a < b), "PCI buses are not in order");
         ensure!(pci.links.len() <= 8, "{} PIRQ links: at most 8", pci.links.len());
         for (index, link) in pci.links.iter().enumerate() {
             let twice = pci.links[..index].iter().any(|l| l.register == link.register);
@@ -421,7 +441,8 @@ impl Platform {
                 route.link,
                 route.gsi
             );
-            let twice = pci.routes[..index].iter().any(|r| (r.device, r.pin) == (route.device, route.pin));
+            let twice =
+                pci.routes[..index].iter().any(|r| (r.bus, r.device, r.pin) == (route.bus, route.device, route.pin));
             ensure!(!twice, "PCI device {} pin {:?} is routed twice", route.device, route.pin);
         }
         Ok(())
@@ -440,7 +461,7 @@ pub(crate) mod tests {
         for device in 1..32u8 {
             for pin in Pin::ALL {
                 let link = (device + 3 + pin as u8) & 3;
-                routes.push(Route { device, pin, link, gsi: 16 + link });
+                routes.push(Route { bus: 0, device, pin, link, gsi: 16 + link });
             }
         }
         Platform {
@@ -459,7 +480,7 @@ pub(crate) mod tests {
                 links,
                 router: Some(Router { device: 1, function: 0, compatible: (0x8086, 0x7000), allowed: 0x0C20 }),
                 routes,
-                buses: 1,
+                roots: Vec::new(),
                 window32: 0xC000_0000..=0xFEBF_FFFF,
                 window64: Some(0x80_0000_0000..=0xFF_FFFF_FFFF),
             },
@@ -488,9 +509,9 @@ pub(crate) mod tests {
     #[test]
     fn interrupt_line_follows_route_and_link() {
         let pci = pc().pci;
-        assert_eq!(pci.irq(1, Pin::D), Some(10), "PIIX3 USB: device 1 INTD is PIRQD");
-        assert_eq!(pci.irq(3, Pin::A), Some(11), "device 3 INTA is PIRQC");
-        assert_eq!(pci.irq(0, Pin::A), None);
+        assert_eq!(pci.irq(0, 1, Pin::D), Some(10), "PIIX3 USB: device 1 INTD is PIRQD");
+        assert_eq!(pci.irq(0, 3, Pin::A), Some(11), "device 3 INTA is PIRQC");
+        assert_eq!(pci.irq(0, 0, Pin::A), None);
     }
 
     #[test]

@@ -272,7 +272,7 @@ mod tests {
 
         for ((device, pin), link) in &by_link {
             let pin = Pin::ALL[usize::from(*pin)];
-            assert_eq!(platform.pci.irq(*device, pin), links[*link as usize].irq);
+            assert_eq!(platform.pci.irq(0, *device, pin), links[*link as usize].irq);
         }
         // The register that LNKA's methods work on is the one that $PIR calls by the same link.
         let field = dsdt.windows(5).position(|w| w == b"PIRQ\x01").unwrap() + 5;

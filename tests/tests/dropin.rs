@@ -254,6 +254,8 @@ fn what_cannot_run_is_refused_in_a_line() {
         (&format!("-m 16M -l bootrom,bios {long}"), "1 to 229 bytes"),
         (&format!("-m 16M -l bootrom,bios -s 3,ahci-hd,{disk} -s 4,virtio-blk,{disk} x"), "in use"),
         ("-m 16M -l bootrom,bios -o rtc.use_localtime=maybe x", "no boolean"),
+        ("-m 16M -l bootrom,bios -s 1:0:0,virtio-rnd x", "-Y"),
+        ("-m 16M -l bootrom,bios -Y -s 1:31:0,lpc x", "bus 0"),
     ] {
         let ended = place.run("bhyve", words);
         assert_eq!(ended.status, 4, "{words}: {}", ended.stderr);
@@ -425,6 +427,68 @@ fn linux_meets_what_less_common_flags_ask_for() {
     // Without MSI-X Linux's driver takes the wire; one message is what FreeBSD's would take.
     let wire = |line: &&&str| line.contains("IO-APIC") && line.ends_with("virtio0");
     assert_eq!(lines.iter().filter(wire).count(), 1, "{}", ended.console);
+}
+
+/// What vm-bhyve writes when slot 31 is passed: the next devices are on bus 1.
+#[test]
+fn linux_uses_a_disk_and_a_card_on_buses_of_their_own() {
+    let (Some(kernel), Some(initrd)) = (guest("linux-amd64/vmlinuz"), guest("initramfs-amd64.cpio")) else { return };
+    let place = Place::new("buses", Backend::Soft);
+    std::fs::create_dir(place.scratch.path("grub")).expect("a directory");
+    let disk = place.scratch.path("disk.img");
+    std::fs::File::create(&disk).and_then(|f| f.set_len(8 << 20)).expect("an image");
+    let words = format!(
+        "-c 1 -m 256M -AHPY -s 0,hostbridge -s 31,lpc -s 1:0:0,virtio-blk,{disk} -s 5:31:0,e1000,slirp,open \
+         -l com1,stdio lx"
+    );
+    // The second time what was written is there.
+    for (keep, interrupts) in [(0, ""), (1, " pci=nomsi")] {
+        let work = format!("test=disk disk.driver=virtio_blk disk.mib=2 disk.keep={keep} end=shell{interrupts}");
+        place.scratch.write("grub/grub.cfg", &format!("linux {kernel} console=ttyS0 {work}\ninitrd {initrd}\n"));
+        let loaded = place.run("grub-bhyve", &format!("-r host -d {} -M 256 lx", place.scratch.path("grub")));
+        assert_eq!(loaded.status, 0, "{}", loaded.stderr);
+        let mut machine = Run::of(place.tool("bhyve", &words), SOON);
+        machine.expect("guest# ");
+        machine.send(
+            "modprobe e1000; ip addr add 10.0.2.15/24 dev eth0; ip link set eth0 up; ping -c 5 10.0.2.2; \
+             ls -1 /sys/bus/pci/devices; dmesg | grep -c 'pci.*\\(conflict\\|no compatible\\|can.t \\|BAR.*no space\\)\\|BUG:'; \
+             echo do''ne\n",
+        );
+        machine.expect("5 packets transmitted, 5 packets received");
+        machine.expect("done");
+        machine.send("reboot -f\n");
+        let ended = machine.wait();
+        assert_eq!((ended.status, ended.failures()), (0, Vec::new()), "{}\n{}", ended.console, ended.stderr);
+        let lines: Vec<&str> = ended.console.lines().map(str::trim).collect();
+        for line in ["0000:01:00.0", "0000:05:1f.0", "0"] {
+            assert!(lines.contains(&line), "{line}: {}", ended.console);
+        }
+    }
+}
+
+#[test]
+fn the_bios_starts_a_disk_on_another_bus_wherever_it_is_run() {
+    for backend in backends() {
+        let place = Place::new("bus", backend);
+        let name = format!("bus{}", std::process::id());
+        let disk = place.disk("boots", &sector(Then::Reboot));
+        for device in ["1:0:0,ahci-hd", "200:31:0,virtio-blk", "3:4:0,nvme"] {
+            let backend = match backend {
+                Backend::Soft => "soft",
+                Backend::Kvm => "kvm",
+                Backend::Vmm(_) => "vmm",
+            };
+            let words = format!(
+                "-m 16M -AHPY -o bhyve-rs.backend={backend} -s 0,hostbridge -s 31,lpc -s {device},{disk} \
+                 -l com1,stdio {BIOS} {name}"
+            );
+            for _ in 0..2 {
+                let ended = place.run("bhyve", &words);
+                let up = ended.console.contains("up\n");
+                assert_eq!((ended.status, up), (0, true), "{backend} {device}: {}\n{}", ended.stderr, ended.console);
+            }
+        }
+    }
 }
 
 /// The host's end of a line, to which `bhyve` listens.

@@ -357,11 +357,11 @@ fn device(out: &mut Out, counts: &mut Counts, at: &str) {
     };
     let known = MODELS.iter().find(|known| known.name == model);
     match (model.as_str(), known.map(|known| known.class)) {
-        // Kept as it is; see `lacking`.
-        _ if !at.starts_with("0.") => {}
         ("hostbridge", _) if at == "0.0.0" => {
             out.take(&key("device"));
         }
+        // It decodes the ports of the board.
+        ("lpc", _) if !at.starts_with("0.") => out.wrong(&key("device"), "the LPC bridge is on bus 0", ""),
         ("lpc", _) => {
             if let Some((_, origin)) = out.take(&key("device"))
                 && at != "0.31.0"
@@ -664,7 +664,6 @@ pub fn lacking(tree: &Tree) -> Vec<Error> {
         let name = key.strip_prefix("bhyve.").unwrap_or(&key);
         let parts: Vec<&str> = name.split('.').collect();
         let why = match parts[..] {
-            ["pci", bus, _, _, "device"] if bus != "0" => "there is one PCI bus in this version, 0".to_owned(),
             ["pci", _, _, _, "device"] => match text.as_str() {
                 "hostbridge" | "lpc" => continue,
                 "virtio-scsi" => format!("its targets are images here, target=[ID:]PATH; there is no way to {CTL}"),
@@ -775,7 +774,7 @@ pub fn from_machine(tree: &Tree, node: &Node) -> Result<(Config, Errors), Errors
     }
     said.used.insert("cpu.pin".to_owned());
     for (model, bdf, keys) in plan.places() {
-        let at = format!("pci.0.{}.{}", bdf.dev, bdf.func);
+        let at = format!("pci.{}.{}.{}", bdf.bus, bdf.dev, bdf.func);
         let base = if model.starts_with("ahci") { "ahci" } else { model };
         said.set(&format!("{at}.device"), base);
         keys.iter().for_each(|(unit, key)| said.device(&at, base, *unit, key));
@@ -1061,7 +1060,8 @@ mod tests {
         "-s 5,virtio-9p,a=/ -s 6:1,virtio-9p,b=D/ -s 6:0,virtio-rnd",
         "-s 4,virtio-scsi,target=D/a,target=9:D/b,queues=2,bootindex=1 -s 5,virtio-scsi,D/c,iid=3 -s 6,virtio-scsi",
         "-s 7,xhci -s 8,xhci,tablet,keyboard,mouse -s 9:0,xhci,mouse -s 10,virtio-input,/dev/null",
-        "-s 5,passthru,1/2/3 -s 6,virtio-scsi,/dev/cam/ctl1.1,iid=2 -s 7,virtio-input,/dev/input/event0 -s 2:3:0,virtio-rnd",
+        "-s 5,passthru,1/2/3 -s 6,virtio-scsi,/dev/cam/ctl1.1,iid=2 -s 7,virtio-input,/dev/input/event0 -s 2:3:0,virtio-rnd -Y",
+        "-s 1:0:0,virtio-blk,D/a -s 5:31:0,virtio-net,tap0 -s 255:4:0,ahci,hd:D/b,cd:D/c -s 0:5:0,virtio-net -Y",
     ];
 
     #[test]

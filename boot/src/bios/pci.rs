@@ -39,7 +39,7 @@ pub(super) fn write(c: &mut Call, bdf: u16, register: u16, width: u8, value: u32
 /// All functions of all buses, by number.
 pub(super) fn functions(c: &mut Call) -> Vec<u16> {
     let mut found = Vec::new();
-    for bus in 0..c.config.platform.pci.buses.max(1) {
+    for bus in c.config.platform.pci.buses() {
         for device in 0..32u16 {
             let first = u16::from(bus) << 8 | device << 3;
             if read(c, first, 0, 2) as u16 == 0xffff {
@@ -61,8 +61,7 @@ pub(super) fn service(c: &mut Call) -> Flow {
             // Configuration mechanism 1; version 2.10; the last bus.
             c.r.set_al(0x01);
             c.r.set_bx(0x0210);
-            let buses = c.config.platform.pci.buses;
-            c.r.set_cl(buses.saturating_sub(1));
+            c.r.set_cl(c.config.platform.pci.buses().last().unwrap_or(0));
             SUCCESSFUL
         }
         0x02 if c.r.dx() == 0xffff => BAD_VENDOR,
