@@ -270,7 +270,7 @@ const INPUT: Section = Section {
             None,
             "what it is; evdev is the device of the host at `path`",
         ),
-        key("path", READABLE, None, "the host's device, such as /dev/input/event3"),
+        key("path", Kind::Path(PathCheck::Any), None, "the host's device, such as /dev/input/event3"),
         key("model", Kind::Named("input"), Some("virtio-input"), "how the guest sees it"),
         SLOT,
     ],
