@@ -65,7 +65,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_packed_kernel_is_the_kernel() {
-        let map = MemoryMap::new(64 * MIB, 0xC000_0000).unwrap();
+        let map = MemoryMap::new(256 * MIB, 0xC000_0000).unwrap();
         let kernel = bzimage(64);
         let plain = crate::load(&kernel, None, "x", &layout(&map)).unwrap();
         let packed = crate::load(&pack(&kernel), None, "x", &layout(&map)).unwrap();

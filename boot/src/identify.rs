@@ -135,7 +135,6 @@ mod tests {
         assert!(describe(&at(0x8001, b"CD001")).contains("cd"));
         assert!(describe(&at(0x1FE, &[0x55, 0xAA])).contains("disk"));
         assert!(describe(&at(0, b"070701")).contains("initrd"));
-        assert!(describe(&at(0, &[0x1F, 0x8B])).contains("gunzip"));
     }
 
     #[test]
