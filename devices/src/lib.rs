@@ -5,6 +5,7 @@
 //! `usb/`, `virtio/`. Nothing in this crate can reach a hypervisor, a file or a socket: disks, networks, consoles and
 //! screens come in as the backend traits of `emu`.
 
+mod motion;
 pub mod net;
 pub mod storage;
 pub mod usb;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Function, Hands, Identity, In, Keyboard, Setup, Speed};
+use crate::motion::Motion;
 
 /// Reports that wait for the guest. Movements become one when there are more.
 const WAITING: usize = 16;
@@ -101,15 +102,6 @@ fn usage(code: u16) -> Option<u8> {
         _ => *USAGES.get(usize::from(code))?,
     };
     Some(usage).filter(|usage| *usage != 0)
-}
-
-/// A movement, or a place: the wheel up, Y down.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Motion {
-    x: i32,
-    y: i32,
-    wheel: i32,
-    buttons: u8,
 }
 
 /// What is saved.

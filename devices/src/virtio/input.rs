@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pci::{Core, Function, IOEVENTFD, Kind, MSIX, VERSION, VirtioPci};
 use super::queue::Chain;
+use crate::motion::Motion;
 
 /// The model. Its parameter `device` says what it is, one of [`DEVICES`] or the host's.
 pub static MODEL: Model = Model {
@@ -142,15 +143,6 @@ fn code(key: u16) -> Option<u16> {
         1..=0x53 => Some(key),
         _ => CODES.iter().find(|(set1, _)| *set1 == key).map(|(_, code)| *code),
     }
-}
-
-/// A movement, or a place.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Motion {
-    x: i32,
-    y: i32,
-    wheel: i32,
-    buttons: u8,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
