@@ -261,7 +261,7 @@ impl Input {
     /// Says what the pointer has done, when there is room.
     fn report(&mut self) {
         let Hands::Pointer(_, pointing) = &self.hands else { return };
-        let (pointing, Registers { now, told, .. }) = (*pointing, self.s.clone());
+        let (pointing, now, told) = (*pointing, self.s.now, self.s.told);
         if now == told || self.s.pending.len() >= WAITING {
             return;
         }
