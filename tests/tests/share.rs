@@ -8,17 +8,17 @@ use machine_tests::{Scratch, bhyve_rs, boot, boot_words, guest, run, stream};
 /// A scratch directory with two shares, and the settings that bring them to a guest.
 fn shares(name: &str) -> (Scratch, Vec<String>) {
     let dir = Scratch::new(name);
-    for place in ["work", "docs", "outside"] {
+    for place in ["files", "docs", "outside"] {
         fs::create_dir(dir.path(place)).unwrap();
     }
-    dir.write("work/from-host", "of the host\n");
+    dir.write("files/from-host", "of the host\n");
     dir.write("docs/text", "to be read\n");
     dir.write("outside/secret", "not to be seen\n");
-    symlink("../outside", dir.path("work/out")).unwrap();
-    symlink("../outside/secret", dir.path("work/secret")).unwrap();
+    symlink("../outside", dir.path("files/out")).unwrap();
+    symlink("../outside/secret", dir.path("files/secret")).unwrap();
     let settings = vec![
-        "share.0.name=work".to_owned(),
-        format!("share.0.path={}", dir.path("work")),
+        "share.0.name=files".to_owned(),
+        format!("share.0.path={}", dir.path("files")),
         "share.1.name=docs".to_owned(),
         format!("share.1.path={}", dir.path("docs")),
         "share.1.readonly=true".to_owned(),
@@ -28,14 +28,14 @@ fn shares(name: &str) -> (Scratch, Vec<String>) {
 
 /// What the workload leaves behind.
 fn look(dir: &Scratch, mib: usize, files: usize) {
-    assert!(fs::read(dir.path("work/tree/big")).unwrap() == stream(mib << 20), "the large file differs");
-    assert_eq!(fs::read_to_string(dir.path("work/tree/a/b/c/deep")).unwrap(), "deep\n");
-    assert_eq!(fs::read_link(dir.path("work/tree/link")).unwrap().to_str(), Some("a/b/c/deep"));
-    assert_eq!(fs::read_link(dir.path("work/root")).unwrap().to_str(), Some("/"));
-    assert_eq!(fs::read_dir(dir.path("work/many")).unwrap().count(), files / 2);
-    let file = fs::metadata(dir.path("work/file")).unwrap();
+    assert!(fs::read(dir.path("files/tree/big")).unwrap() == stream(mib << 20), "the large file differs");
+    assert_eq!(fs::read_to_string(dir.path("files/tree/a/b/c/deep")).unwrap(), "deep\n");
+    assert_eq!(fs::read_link(dir.path("files/tree/link")).unwrap().to_str(), Some("a/b/c/deep"));
+    assert_eq!(fs::read_link(dir.path("files/root")).unwrap().to_str(), Some("/"));
+    assert_eq!(fs::read_dir(dir.path("files/many")).unwrap().count(), files / 2);
+    let file = fs::metadata(dir.path("files/file")).unwrap();
     assert_eq!((file.mode() & 0o7777, file.nlink(), file.len()), (0o640, 2, 7));
-    assert!(!fs::exists(dir.path("work/disk")).unwrap() && !fs::exists(dir.path("work/place")).unwrap());
+    assert!(!fs::exists(dir.path("files/disk")).unwrap() && !fs::exists(dir.path("files/place")).unwrap());
     assert_eq!(fs::read_dir(dir.path("docs")).unwrap().count(), 1);
     assert_eq!(fs::read_to_string(dir.path("docs/text")).unwrap(), "to be read\n");
     assert_eq!(fs::read_dir(dir.path("outside")).unwrap().count(), 1);
@@ -59,12 +59,12 @@ fn a_guest_that_reboots_mounts_its_shares_again() {
     let (dir, _) = shares("share-reboot");
     let (Some(kernel), Some(initrd)) = (guest("linux-686/vmlinuz"), guest("initramfs-i386.cpio")) else { return };
     let args = "console=ttyS0 test=share share.mib=1 share.files=20 end=reboot";
-    let (work, docs) = (dir.path("work"), dir.path("docs"));
+    let (shared, docs) = (dir.path("files"), dir.path("docs"));
     let toml = dir.write(
         "twice.toml",
         &format!(
             "name = 'twice'\n[boot]\nkernel = '{kernel}'\ninitrd = '{initrd}'\nargs = '{args}'\n[[serial]]\n\
-             backend = 'console'\n[[share]]\nname = 'work'\npath = '{work}'\n[[share]]\nname = 'docs'\npath = '{docs}'\n\
+             backend = 'console'\n[[share]]\nname = 'files'\npath = '{shared}'\n[[share]]\nname = 'docs'\npath = '{docs}'\n\
              readonly = true\nslot = 9\n"
         ),
     );
