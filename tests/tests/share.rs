@@ -31,7 +31,7 @@ fn look(dir: &Scratch, mib: usize, files: usize) {
     assert!(fs::read(dir.path("files/tree/big")).unwrap() == stream(mib << 20), "the large file differs");
     assert_eq!(fs::read_to_string(dir.path("files/tree/a/b/c/deep")).unwrap(), "deep\n");
     assert_eq!(fs::read_link(dir.path("files/tree/link")).unwrap().to_str(), Some("a/b/c/deep"));
-    assert_eq!(fs::read_link(dir.path("files/root")).unwrap().to_str(), Some("/"));
+    assert_eq!(fs::read_link(dir.path("files/top")).unwrap().to_str(), Some("/"));
     assert_eq!(fs::read_dir(dir.path("files/many")).unwrap().count(), files / 2);
     let file = fs::metadata(dir.path("files/file")).unwrap();
     assert_eq!((file.mode() & 0o7777, file.nlink(), file.len()), (0o640, 2, 7));
