@@ -408,6 +408,7 @@ pub fn platform(
     Platform {
         identity: identity(kind, uuid),
         cpus: (0..cpus as u8).map(|n| Cpu { apic_id: n, package: n }).collect(),
+        domains: Vec::new(),
         processor: Processor {
             manufacturer: String::from_utf8_lossy(&model.vendor).into_owned(),
             version: if model.brand.is_empty() { model.name.to_owned() } else { model.brand.trim().to_owned() },

@@ -153,6 +153,7 @@ pub fn check(draft: &Draft) -> Result<Node, Errors> {
     }
     errors.extend(vnc_errors(&node));
     errors.extend(pins(&node).err().map(|e| *e));
+    errors.extend(domains(&node).err().map(|e| *e));
     errors.extend(debug_errors(&node));
     errors.extend(processor::model(&node).err().unwrap_or_default());
     if errors.is_empty() { Ok(node) } else { Err(Errors::sorted(errors)) }
@@ -222,6 +223,7 @@ pub fn spec(node: &Node, start: Start, plain: bool) -> Result<Spec> {
         },
         uuid: node.maybe::<[u8; 16]>("uuid").unwrap_or_else(|| name_uuid(&identity(node))),
         strings: board::strings(node),
+        domains: domains(node).map_err(|e| Errors(vec![*e]))?,
         acpi: node.child("acpi").bool("enabled"),
         mptable: node.child("acpi").bool("mptable"),
         wired: node.child("host").bool("wired"),
@@ -257,6 +259,76 @@ fn pins(node: &Node) -> Result<Vec<(u32, usize)>, Box<Error>> {
         pairs.extend(parse(pin).ok_or_else(wrong)?);
     }
     Ok(pairs)
+}
+
+/// A NUMA domain.
+pub struct Domain {
+    /// Its processors.
+    pub cpus: Vec<u8>,
+    /// Bytes of its memory.
+    pub size: u64,
+}
+
+/// The NUMA domains. Together they are the machine.
+fn domains(node: &Node) -> Result<Vec<Domain>, Box<Error>> {
+    let (given, cpus, memory) = (node.children("domain"), node.int("cpus"), node.size("memory"));
+    let wrong = |domain: &Node, key: &str, message: String, allowed: String| {
+        Err(Box::new(domain.error(key, Problem::new(message).allowed(allowed))))
+    };
+    let mut domains: Vec<Domain> = Vec::new();
+    for domain in given {
+        let mut own = Vec::new();
+        for part in domain.words("cpus") {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let range = first.trim().parse().ok().zip(last.trim().parse().ok());
+            let range = range.filter(|(first, last): &(i64, i64)| *first >= 0 && first <= last && *last < cpus);
+            let Some((first, last)) = range else {
+                return wrong(
+                    domain,
+                    "cpus",
+                    format!("{part:?} is none of the processors"),
+                    format!("0 to {}", cpus - 1),
+                );
+            };
+            own.extend((first..=last).map(|cpu| cpu as u8));
+        }
+        let taken = |cpu: &&u8| domains.iter().any(|other| other.cpus.contains(cpu));
+        if let Some(cpu) = own.iter().find(taken) {
+            return wrong(
+                domain,
+                "cpus",
+                format!("processor {cpu} is in another domain, too"),
+                "one domain".to_owned(),
+            );
+        }
+        own.sort_unstable();
+        own.dedup();
+        let share = memory / given.len() as u64 & !0xf_ffff;
+        // The first has what an equal share leaves.
+        let rest = if domains.is_empty() { memory - share * given.len() as u64 } else { 0 };
+        domains.push(Domain { cpus: own, size: domain.maybe("size").unwrap_or(share + rest) });
+    }
+    let Some(last) = given.last() else { return Ok(domains) };
+    let sized = given.iter().filter(|domain| domain.is_given("size")).count();
+    if sized > 0 && sized < given.len() {
+        return wrong(
+            last,
+            "size",
+            "some domains have a size, and some have none".to_owned(),
+            "all or none".to_owned(),
+        );
+    }
+    let all: u64 = domains.iter().map(|domain| domain.size).sum();
+    if all != memory {
+        let message = format!("the domains have {} MiB together, and the machine {} MiB", all >> 20, memory >> 20);
+        return wrong(last, "size", message, "sizes whose sum is memory".to_owned());
+    }
+    let placed: usize = domains.iter().map(|domain| domain.cpus.len()).sum();
+    if placed as i64 != cpus {
+        let message = format!("{placed} of {cpus} processors are in a domain");
+        return wrong(last, "cpus", message, "each processor in one domain".to_owned());
+    }
+    Ok(domains)
 }
 
 /// A file of fw_cfg: its name, and what is in it.

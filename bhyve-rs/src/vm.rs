@@ -100,6 +100,8 @@ pub struct Spec {
     pub uuid: [u8; 16],
     /// SMBIOS strings in place of the board's.
     pub strings: board::Strings,
+    /// NUMA domains in the order of their memory.
+    pub domains: Vec<config::Domain>,
     /// Give the guest ACPI tables.
     pub acpi: bool,
     /// Give the guest an MP table.
@@ -151,6 +153,20 @@ impl Ended {
             Ended::Error => "error",
         }
     }
+}
+
+/// Which memory the domains have: it is dealt out from address 0 on.
+fn domains(of: &[config::Domain], low: u64) -> Vec<boot::platform::Domain> {
+    let mut next = 0;
+    let domain = |domain: &config::Domain| {
+        let (first, end) = (next, next + domain.size);
+        next = end;
+        let above = |at: u64| (1 << 32) + at - low;
+        let below = (first < low).then(|| first..end.min(low));
+        let beyond = (end > low).then(|| above(first.max(low))..above(end));
+        boot::platform::Domain { cpus: domain.cpus.clone(), memory: below.into_iter().chain(beyond).collect() }
+    };
+    of.iter().map(domain).collect()
 }
 
 /// What people and other programs ask of a machine.
@@ -467,6 +483,7 @@ impl Instance {
         platform.floppy = floppy;
         platform.fw_cfg = spec.fw_cfg.is_some();
         platform.mptable = spec.mptable;
+        platform.domains = domains(&spec.domains, low);
         let functions = machine.pci.functions();
         let mut beyond: Vec<(u8, u8)> =
             functions.iter().map(|f| (f.bdf().bus, f.bdf().dev)).filter(|(bus, _)| *bus > 0).collect();

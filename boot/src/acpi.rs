@@ -1,10 +1,10 @@
-//! ACPI's static tables: RSDP, RSDT, XSDT, FADT, FACS, MADT, HPET.
+//! ACPI's static tables: RSDP, RSDT, XSDT, FADT, FACS, MADT, HPET, SRAT.
 //!
 //! Version 1 is ACPI 1.0: a root pointer of 20 bytes, 32-bit table pointers and the FADT of 116 bytes. Version 2 adds
 //! the extended root pointer, an XSDT beside the RSDT and the FADT of ACPI 2.0 (revision 3, 244 bytes) with reset
 //! register and 64-bit addresses. Systems of 2009 read either; the older ones among them read only the first form's
 //! fields. The AML is in the `dsdt` module. Source: ACPI specifications 1.0b and 2.0c chapter 5; HPET specification
-//! 1.0a 3.2.4.
+//! 1.0a 3.2.4. SRAT: ACPI 3.0 5.2.15, in which the form for 2.0 is a part.
 
 use crate::bytes::{Put, set};
 use crate::dsdt;
@@ -28,7 +28,8 @@ pub(crate) fn build(platform: &Platform, version: AcpiVersion, pm: &Pm, base: u3
     let v2 = version == AcpiVersion::V2;
     let mut tables = Vec::new();
     // The root tables come first; their place is kept until the pointers are known.
-    let count = 1 + usize::from(platform.ioapic.is_some()) + usize::from(platform.hpet.is_some());
+    let optional = [platform.ioapic.is_some(), platform.hpet.is_some(), !platform.domains.is_empty()];
+    let count = 1 + optional.into_iter().filter(|there| *there).count();
     let xsdt_at = (36 + 4 * count).next_multiple_of(16);
     tables.resize(if v2 { xsdt_at + 36 + 8 * count } else { 36 + 4 * count }, 0);
     let mut add = |table: Vec<u8>| {
@@ -43,6 +44,7 @@ pub(crate) fn build(platform: &Platform, version: AcpiVersion, pm: &Pm, base: u3
     let mut pointers = vec![add(fadt(platform, version, pm, facs, dsdt))];
     pointers.extend(madt(platform).map(&mut add));
     pointers.extend(platform.hpet.map(|h| add(hpet(&h, id))));
+    pointers.extend(srat(platform).map(&mut add));
 
     let mut rsdt = header(b"RSDT", 1, id);
     pointers.iter().for_each(|p| rsdt.put32(*p));
@@ -184,6 +186,35 @@ fn madt(platform: &Platform) -> Option<Vec<u8>> {
     Some(finish(table))
 }
 
+/// Which processors and which memory are in which domain. `None` without domains.
+fn srat(platform: &Platform) -> Option<Vec<u8>> {
+    const ENABLED: u32 = 1;
+    if platform.domains.is_empty() {
+        return None;
+    }
+    let mut table = header(b"SRAT", 2, &platform.identity);
+    table.put32(1);
+    table.put64(0);
+    for (number, domain) in (0u8..).zip(&platform.domains) {
+        for apic_id in &domain.cpus {
+            table.extend([0, 16, number, *apic_id]);
+            table.put32(ENABLED);
+            table.put64(0);
+        }
+        for range in &domain.memory {
+            table.extend([1, 40]);
+            table.put32(number.into());
+            table.put16(0);
+            table.put64(range.start);
+            table.put64(range.end - range.start);
+            table.put32(0);
+            table.put32(ENABLED);
+            table.put64(0);
+        }
+    }
+    Some(finish(table))
+}
+
 fn hpet(hpet: &Hpet, id: &Identity) -> Vec<u8> {
     let mut table = header(b"HPET", 1, id);
     table.put32(hpet.id);
@@ -201,7 +232,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::bytes::{sum, u16_at, u32_at, u64_at};
     use crate::platform::tests::pc;
-    use crate::platform::{Pin, Root, Route};
+    use crate::platform::{Domain, Pin, Root, Route};
     use std::process::Command;
 
     const BASE: u32 = 0x0FFE_0000;
@@ -290,6 +321,26 @@ pub(crate) mod tests {
         assert_eq!(found[3], [2, 10, 0, 0, 2, 0, 0, 0, 0, 0]);
         assert_eq!(found[4], [2, 10, 0, 9, 9, 0, 0, 0, 0x0F, 0], "SCI: level, active low");
         assert_eq!(found.len(), 6);
+    }
+
+    #[test]
+    fn srat_has_each_domains_processors_and_memory() {
+        let memory = [0..0x4000_0000, 1 << 32..(1 << 32) + 0x1000, 0x4000_0000..0x8000_0000];
+        let domain = |id, parts: &[_]| Domain { cpus: vec![id], memory: parts.to_vec() };
+        let domains = vec![domain(0, &memory[..2]), domain(1, &memory[2..])];
+        let acpi = build(&Platform { domains, ..pc() });
+        let tables = walk(&acpi);
+        let srat = tables.iter().find(|t| t.starts_with(b"SRAT")).unwrap();
+        assert_eq!((srat[8], u32_at(srat, 36), srat.len(), sum(srat)), (2, Some(1), 48 + 2 * 16 + 3 * 40, 0));
+        assert_eq!(srat[48..64], [0, 16, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let part =
+            |at: usize| (u32_at(srat, at + 2), u64_at(srat, at + 8), u64_at(srat, at + 16), u32_at(srat, at + 28));
+        assert_eq!(part(64), (Some(0), Some(0), Some(0x4000_0000), Some(1)));
+        assert_eq!(part(104), (Some(0), Some(1 << 32), Some(0x1000), Some(1)));
+        assert_eq!(srat[144..148], [0, 16, 1, 1]);
+        assert_eq!(part(160), (Some(1), Some(0x4000_0000), Some(0x4000_0000), Some(1)));
+        let xsdt = acpi.table(BASE, u64_at(&acpi.rsdp, 24).unwrap());
+        assert_eq!(xsdt.len(), 36 + 8 * 4);
     }
 
     /// Machines whose DSDTs differ in shape.

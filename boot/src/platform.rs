@@ -9,7 +9,7 @@
 //! APIC's ID register (OpenBSD renumbers it with a complaint), LINT0 of the boot processor ExtINT and LINT1 NMI.
 
 use anyhow::{Result, ensure};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 /// A machine as its firmware describes it to the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Platform {
     pub identity: Identity,
     /// All processors, the boot processor first.
     pub cpus: Vec<Cpu>,
+    /// NUMA domains by number; none in a machine whose memory is equally near to all processors.
+    pub domains: Vec<Domain>,
     /// What processors say of themselves, for SMBIOS and MP table.
     pub processor: Processor,
     /// Physical base of every local APIC, 0xFEE00000 on any PC.
@@ -70,6 +72,15 @@ pub struct Cpu {
     pub apic_id: u8,
     /// Socket number; processors of one socket are its cores.
     pub package: u8,
+}
+
+/// Processors and the memory that is near to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Domain {
+    /// Local APIC ids.
+    pub cpus: Vec<u8>,
+    /// Physical addresses.
+    pub memory: Vec<Range<u64>>,
 }
 
 /// Identification that all processors share.
@@ -467,6 +478,7 @@ pub(crate) mod tests {
         Platform {
             identity: Identity::default(),
             cpus: vec![Cpu { apic_id: 0, package: 0 }, Cpu { apic_id: 1, package: 1 }],
+            domains: Vec::new(),
             processor: Processor { signature: 0x6F2, features: 0x78B_FBFF, mhz: 1000, ..Processor::default() },
             lapic_base: 0xFEE0_0000,
             ioapic: Some(IoApic { id: 2, base: 0xFEC0_0000, version: 0x11, pins: 24 }),

@@ -52,4 +52,4 @@ pub use error::{Error, Errors, Problem, nearest};
 pub use key::{Address, Catalogue, Key, Kind, PathCheck, PciSlot, Rule, Schema, Section, Shape};
 pub use node::{FromSetting, Node};
 pub use tree::{Branch, Entry, Form, Item, Origin, Tree, Value};
-pub use value::Setting;
+pub use value::{Setting, bytes};

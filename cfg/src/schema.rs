@@ -53,8 +53,8 @@ pub static MACHINE: Section = Section {
         ),
     ],
     sections: &[
-        BOOT, DISK, CD, FLOPPY, NIC, SHARE, USB, INPUT, DEVICE, SERIAL, CPU, ACPI, SCREEN, RTC, LPC, FWCFG, SMBIOS,
-        HOST, QUIRKS, SANDBOX, DEBUG, STOP, AUTOSTART, VARS, BHYVE,
+        BOOT, DISK, CD, FLOPPY, NIC, SHARE, USB, INPUT, DEVICE, SERIAL, CPU, DOMAIN, ACPI, SCREEN, RTC, LPC, FWCFG,
+        SMBIOS, HOST, QUIRKS, SANDBOX, DEBUG, STOP, AUTOSTART, VARS, BHYVE,
     ],
     rules: &[
         Rule::Required("name"),
@@ -242,6 +242,18 @@ const SHARE: Section = Section {
         SLOT,
     ],
     rules: &[Rule::Required("name"), Rule::Required("path")],
+    ..Section::EMPTY
+};
+
+const DOMAIN: Section = Section {
+    name: "domain",
+    help: "a NUMA domain: processors, and the memory that is near to them",
+    shape: Shape::Array { max: 8 },
+    keys: &[
+        key("cpus", Kind::List(&Kind::Text), None, "its processors, as \"0\" or \"0-3\""),
+        key("size", MEMORY, None, "its memory; by default an equal share"),
+    ],
+    rules: &[Rule::Required("cpus")],
     ..Section::EMPTY
 };
 

@@ -331,6 +331,11 @@ fn size(text: &str) -> Result<u64, BadSize<'_>> {
     Ok(number.saturating_mul(1 << shift))
 }
 
+/// The bytes that a size stands for.
+pub fn bytes(text: &str) -> Option<u64> {
+    size(text).ok()
+}
+
 /// `bytes` with the largest unit that divides it.
 pub(crate) fn size_text(bytes: u64) -> String {
     let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];

@@ -256,6 +256,11 @@ fn what_cannot_run_is_refused_in_a_line() {
         ("-m 16M -l bootrom,bios -o rtc.use_localtime=maybe x", "no boolean"),
         ("-m 16M -l bootrom,bios -s 1:0:0,virtio-rnd x", "-Y"),
         ("-m 16M -l bootrom,bios -Y -s 1:31:0,lpc x", "bus 0"),
+        ("-m 16M -l bootrom,bios -n id=0,size=8M x", "cpus"),
+        ("-m 16M -l bootrom,bios -n id=0,cpus=0 -n id=1,cpus=0 x", "in another domain"),
+        ("-m 16M -l bootrom,bios -n id=0,cpus=0,size=8M x", "8 MiB together"),
+        ("-m 16M -l bootrom,bios -c 2 -n id=0,cpus=0 x", "1 of 2 processors"),
+        ("-m 16M -l bootrom,bios -n id=1,cpus=0 x", "there is no domain 0"),
     ] {
         let ended = place.run("bhyve", words);
         assert_eq!(ended.status, 4, "{words}: {}", ended.stderr);
@@ -464,6 +469,32 @@ fn linux_uses_a_disk_and_a_card_on_buses_of_their_own() {
             assert!(lines.contains(&line), "{line}: {}", ended.console);
         }
     }
+}
+
+#[test]
+fn linux_finds_the_domains_that_memory_and_processors_are_in() {
+    let (Some(kernel), Some(initrd)) = (guest("linux-amd64/vmlinuz"), guest("initramfs-amd64.cpio")) else { return };
+    let place = Place::new("domains", Backend::Soft);
+    std::fs::create_dir(place.scratch.path("grub")).expect("a directory");
+    place.scratch.write("grub/grub.cfg", &format!("linux {kernel} console=ttyS0 end=shell\ninitrd {initrd}\n"));
+    let loaded = place.run("grub-bhyve", &format!("-r host -d {} -M 768 lx", place.scratch.path("grub")));
+    assert_eq!(loaded.status, 0, "{}", loaded.stderr);
+    let words =
+        "-c 3 -AHP -n id=0,size=512M,cpus=0-1 -n id=1,size=256M,cpus=2 -s 0,hostbridge -s 31,lpc -l com1,stdio lx";
+    let mut machine = Run::of(place.tool("bhyve", words), SOON);
+    machine.expect("guest# ");
+    machine.send(
+        "cd /sys/devices/system/node; for n in node*; do echo $n $(cat $n/cpulist) \
+         $(awk '/MemTotal/ { print ($4 > 150000) + ($4 > 300000) }' $n/meminfo); done; dmesg | grep SRAT; echo do''ne\n",
+    );
+    machine.expect("done");
+    machine.send("poweroff -f\n");
+    let ended = machine.wait();
+    assert_eq!(ended.status, 1, "{}", ended.stderr);
+    for line in ["node0 0-1 2", "node1 2 1"] {
+        assert!(ended.console.lines().any(|l| l.trim() == line), "{line}: {}", ended.console);
+    }
+    assert!(ended.console.contains("Node 1 PXM 1 [mem 0x20000000-0x2fffffff]"), "{}", ended.console);
 }
 
 #[test]

@@ -129,6 +129,7 @@ pub fn to_machine(from: &Config) -> Result<Draft, Errors> {
     }
     topology(&mut out);
     pins(&mut out);
+    domains(&mut out);
     items(&mut out);
     for section in ["bios", "system", "board", "chassis"] {
         for name in from.names(section) {
@@ -219,6 +220,30 @@ fn pins(out: &mut Out) {
     }
     if let Some(origin) = origin {
         out.set("cpu.pin", &pins.join(","), &origin);
+    }
+}
+
+/// NUMA domains. Where bhyve is told no memory of the machine, it is that of all domains.
+fn domains(out: &mut Out) {
+    let numbers = out.from.names("domains");
+    let mut sizes = Vec::new();
+    for (n, number) in numbers.iter().enumerate() {
+        let key = |name: &str| format!("domains.{number}.{name}");
+        if *number != n.to_string() {
+            let given = ["cpus", "size"].into_iter().map(key).find(|key| out.from.is_given(key));
+            return out.wrong(&given.unwrap_or_default(), format!("there is no domain {n}"), "numbers from 0 on");
+        }
+        out.copy(&key("cpus"), &format!("domain.{n}.cpus"));
+        if let Some((size, origin)) = out.take(&key("size")) {
+            out.set(&format!("domain.{n}.size"), &size, &origin);
+            sizes.extend(cfg::bytes(&size).map(|size| (size, origin)));
+        }
+    }
+    if let Some((_, origin)) = sizes.first().filter(|_| sizes.len() == numbers.len())
+        && !out.from.is_given("memory.size")
+    {
+        let all: u64 = sizes.iter().map(|(size, _)| size).sum();
+        out.set("memory", &format!("{all}B"), &origin.clone());
     }
 }
 
@@ -682,7 +707,6 @@ pub fn lacking(tree: &Tree) -> Vec<Error> {
             }
             ["tpm", "type"] => "there is no TPM".to_owned(),
             ["gdb", "port"] if text != "0" => "the debug server's place is debug.address".to_owned(),
-            ["domains", n, "size" | "cpus"] if n != "0" => "there are no NUMA domains".to_owned(),
             _ => continue,
         };
         errors.push(Error::new(&origin, key.clone(), Problem::new(why)));
@@ -773,6 +797,15 @@ pub fn from_machine(tree: &Tree, node: &Node) -> Result<(Config, Errors), Errors
         }
     }
     said.used.insert("cpu.pin".to_owned());
+    for domain in node.children("domain") {
+        let (ours, theirs) = (format!("domain.{}", domain.index()), format!("domains.{}", domain.index()));
+        said.set(&format!("{theirs}.cpus"), &domain.words("cpus").join(","));
+        said.used.insert(format!("{ours}.cpus"));
+        if let Some(size) = domain.get("size").filter(|_| domain.is_given("size")) {
+            said.set(&format!("{theirs}.size"), &size.to_string());
+            said.used.insert(format!("{ours}.size"));
+        }
+    }
     for (model, bdf, keys) in plan.places() {
         let at = format!("pci.{}.{}.{}", bdf.bus, bdf.dev, bdf.func);
         let base = if model.starts_with("ahci") { "ahci" } else { model };
@@ -1003,6 +1036,7 @@ pub fn without_effect(tree: &Tree) -> Vec<String> {
             ["pci", _, _, _, .., "device" | "bootindex" | "dev" | "ro" | "type" | "rfb" | "tcp"] => false,
             ["keyboard", "layout"] => keyboard(&text).is_none(),
             ["pci", _, _, _, "fwcfg"] => false,
+            ["domains", _, "domain_policy"] => true,
             ["pci", _, _, _, ..] | ["keyboard", ..] => true,
             ["monitor"] | ["x86", "x2apic"] | ["lpc", "pc-testdev"] => text == "true",
             _ => false,
@@ -1042,6 +1076,8 @@ mod tests {
         "-G w[::1]:4000 -o gdb.wait=false",
         "-o gdb.port=0 -o gdb.address=localhost",
         "-p 0:1 -p 0:2 -p 1:3 -G w127.0.0.1:1234 -f opt/a,string=x -l fwcfg,qemu -l pc-testdev",
+        "-c 3 -n id=0,cpus=0-1 -n id=1,cpus=2,domain_policy=prefer:0 -m 1G",
+        "-c 4 -n id=0,size=1G,cpus=0-2 -n id=1,size=512M,cpus=3",
         "-n id=0,size=256M,cpus=0 -l tpm,swtpm,/t.sock,version=2.0 -l bootrom,D/rom,D/vars",
         "-o lpc.bootrom=bios -o own.key=1 -o system.sku=%(own.key) -o board.asset_tag=50%% -o chassis.version=2",
         "-s 0,hostbridge -s 31,lpc -l com1,stdio -l com3,tcp=127.0.0.1:4000 -l com4,unix=D/u",
