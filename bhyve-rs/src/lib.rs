@@ -491,7 +491,11 @@ fn start(
     let vnc = match instance.screen() {
         Some(adapter) if !listeners.is_empty() => {
             let screen = node.child("screen");
-            let layout = Layout::named(screen.text("keyboard")).unwrap_or_default();
+            // As bhyve it goes on without.
+            let read =
+                |path: &str| Layout::read(path).inspect_err(|e| tracing::warn!("screen.keyboard_file: {path}: {e:#}"));
+            let named = || Layout::named(screen.text("keyboard")).unwrap_or_default();
+            let layout = screen.maybe("keyboard_file").map_or_else(named, |path| read(path).unwrap_or_default());
             let guest = vnc::Guest { adapter, typist: instance.typist(), pointer: instance.pointer(), layout };
             let held = screen.bool("vnc_wait");
             if held {

@@ -414,9 +414,15 @@ const SCREEN: Section = Section {
             Some("us"),
             "the guest's keyboard, for viewers that send characters and no keys",
         ),
+        key(
+            "keyboard_file",
+            Kind::Path(PathCheck::Any),
+            None,
+            "in its place: a file as those in /usr/share/bhyve/kbdlayout",
+        ),
         SLOT,
     ],
-    rules: &[Rule::Exclusive(&["vnc_password", "vnc_password_file"])],
+    rules: &[Rule::Exclusive(&["vnc_password", "vnc_password_file"]), Rule::Exclusive(&["keyboard", "keyboard_file"])],
     ..Section::EMPTY
 };
 

@@ -22,6 +22,7 @@ mod irq;
 mod pci;
 mod ram;
 mod random;
+pub mod scancode;
 mod space;
 
 pub use backend::Unit;

@@ -127,6 +127,11 @@ pub fn to_machine(from: &Config) -> Result<Draft, Errors> {
         Some((local, origin)) => out.set("rtc.use_localtime", if local { "true" } else { "false" }, &origin),
         None => out.set("rtc.use_localtime", "true", &ours),
     }
+    // Unlike ours, bhyve's processors have no x2APIC if nothing is said.
+    let x2apic = out.boolean("x86.x2apic");
+    if x2apic.as_ref().is_none_or(|(on, _)| !on) && !from.is_given("bhyve-rs.cpu.disable") {
+        out.set("cpu.disable", X2APIC, &x2apic.map_or(ours.clone(), |(_, origin)| origin));
+    }
     topology(&mut out);
     pins(&mut out);
     domains(&mut out);
@@ -149,12 +154,17 @@ pub fn to_machine(from: &Config) -> Result<Draft, Errors> {
         }
     }
     order(&mut out, &counts);
-    if let Some((name, origin)) = out.take("keyboard.layout").filter(|_| counts.screen)
-        && let Some(ours) = keyboard(&name)
-    {
-        out.set("screen.keyboard", ours, &origin);
+    if let Some((name, origin)) = out.take("keyboard.layout") {
+        match keyboard(&name) {
+            None if counts.screen => out.set("screen.keyboard_file", &format!("{LAYOUTS}{name}"), &origin),
+            ours => {
+                if let Some(ours) = ours.filter(|_| counts.screen) {
+                    out.set("screen.keyboard", ours, &origin);
+                }
+                out.keep("keyboard.layout");
+            }
+        }
     }
-    out.keep("keyboard.layout");
     // The BIOS's own console is COM1 where there is no screen.
     if from.is_given("lpc.com1.path") && !counts.screen {
         out.set("boot.serial", "true", &ours);
@@ -173,6 +183,9 @@ pub fn to_machine(from: &Config) -> Result<Draft, Errors> {
     }
     if out.errors.is_empty() { Ok(out.draft) } else { Err(Errors::sorted(out.errors)) }
 }
+
+/// The feature's name.
+const X2APIC: &str = "x2apic";
 
 /// Processors, by bhyve's rules for what is left out.
 fn topology(out: &mut Out) {
@@ -606,10 +619,13 @@ fn viewers(out: &mut Out, node: &str) {
     out.copy_bool(&key("wait"), "screen.vnc_wait");
 }
 
-/// Our name of one of bhyve's keyboards: variants, which a guest sees nothing of, have theirs after an underscore.
+/// Where bhyve's keyboard layouts are.
+const LAYOUTS: &str = "/usr/share/bhyve/kbdlayout/";
+
+/// Our name of one of bhyve's keyboards. Whether accents are dead keys, and what is on Caps Lock, is nothing to us.
 fn keyboard(name: &str) -> Option<&str> {
-    let base = name.split('_').next().unwrap_or(name);
-    host::keyboard::Layout::named(base).map(|layout| layout.name)
+    let base = ["_acc", "_noacc", "_capsctrl"].into_iter().find_map(|kind| name.strip_suffix(kind)).unwrap_or(name);
+    host::keyboard::Layout::named(if base == "uk" { "gb" } else { base }).map(|layout| layout.name)
 }
 
 /// The address that a guest gets from a NAT.
@@ -758,6 +774,12 @@ pub fn from_machine(tree: &Tree, node: &Node) -> Result<(Config, Errors), Errors
     said.used.insert("rtc.use_localtime".to_owned());
     if !node.child("rtc").bool("use_localtime") {
         said.set("rtc.use_localtime", "false");
+    }
+    let disabled = node.child("cpu").words("disable");
+    if disabled == [X2APIC] {
+        said.used.insert("cpu.disable".to_owned());
+    } else if !disabled.contains(&X2APIC) {
+        said.set("x86.x2apic", "true");
     }
     let bios = !node.child("boot").is_given("firmware") && !node.child("boot").is_given("kernel");
     if bios && tree.get("bhyve.bootrom").is_none() {
@@ -1004,7 +1026,11 @@ impl Said<'_> {
                 ("screen", "vnc_wait", _) if model == "fbuf" => &[("wait", &value)],
                 ("screen", "w" | "h" | "vga", _) => &[(name, &value)],
                 ("screen", "keyboard", _) => {
-                    self.set("keyboard.layout", &value);
+                    self.set("keyboard.layout", if value == "gb" { "uk" } else { &value });
+                    &[]
+                }
+                ("screen", "keyboard_file", _) if value.starts_with(LAYOUTS) => {
+                    self.set("keyboard.layout", &value[LAYOUTS.len()..]);
                     &[]
                 }
                 ("screen", ..) => continue,
@@ -1034,11 +1060,12 @@ pub fn without_effect(tree: &Tree) -> Vec<String> {
         let tells = match parts[..] {
             // A disc is read-only, and a network's kind is told by its name.
             ["pci", _, _, _, .., "device" | "bootindex" | "dev" | "ro" | "type" | "rfb" | "tcp"] => false,
-            ["keyboard", "layout"] => keyboard(&text).is_none(),
+            // There is a screen that has it, or none.
+            ["keyboard", "layout"] => false,
             ["pci", _, _, _, "fwcfg"] => false,
             ["domains", _, "domain_policy"] => true,
             ["pci", _, _, _, ..] | ["keyboard", ..] => true,
-            ["monitor"] | ["x86", "x2apic"] | ["lpc", "pc-testdev"] => text == "true",
+            ["monitor"] | ["lpc", "pc-testdev"] => text == "true",
             _ => false,
         };
         if tells {
@@ -1092,6 +1119,9 @@ mod tests {
         "-s 5,e1000,tap1,mac=00:a0:98:00:00:01 -s 6,fbuf,tcp=0.0.0.0:5900,w=800,h=600,wait -s 7,xhci,tablet",
         "-s 5,fbuf,rfb=unix:D/vnc,password=100%,vga=off -K de_noacc",
         "-s 29,fbuf -K none",
+        "-s 29,fbuf -K us_dvorak -x",
+        "-o bhyve-rs.cpu.disable=sse3,x2apic",
+        "-x -o bhyve-rs.cpu.disable=sse3",
         "-s 5,hda,play=/dev/dsp0 -s 6,virtio-9p,share=D/,ro -s 7,virtio-console,a=/s -s 8,uart,/dev/ttyu1",
         "-s 5,virtio-9p,a=/ -s 6:1,virtio-9p,b=D/ -s 6:0,virtio-rnd",
         "-s 4,virtio-scsi,target=D/a,target=9:D/b,queues=2,bootindex=1 -s 5,virtio-scsi,D/c,iid=3 -s 6,virtio-scsi",

@@ -2,7 +2,11 @@
 //!
 //! Sources: the layouts' standards as X's keyboard database has them. A row is the code of its first key, and the
 //! characters of its keys alone, with Shift and with AltGr; a space stands for none. Keys that wait for a letter (dead
-//! keys) are found by the sign that they put over it.
+//! keys) are found by the sign that they put over it. bhyve's own files say less (bhyve(8), -K): which key has a
+//! character, and not what is held with it.
+
+use anyhow::{Context, Result, ensure};
+use emu::scancode::to_set1;
 
 use super::keymap::{ALT, CTRL, SHIFT};
 
@@ -13,12 +17,17 @@ pub(crate) const ALT_GR: u16 = 0x138;
 type Row = (u16, &'static str, &'static str, &'static str);
 
 /// A layout.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Layout {
     /// Its name.
     pub name: &'static str,
     rows: &'static [Row],
+    /// Of a file: keys by keysym, with which the guest sees held what the client holds.
+    keys: Option<Vec<(u32, u16)>>,
 }
+
+/// Longest layout file that is read.
+const FILE: u64 = 1 << 16;
 
 /// A key, and what must be held with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +48,7 @@ pub const LAYOUTS: [Layout; 6] = [
             (0x1e, "asdfghjkl;'", "ASDFGHJKL:\"", ""),
             (0x2b, "\\zxcvbnm,./", "|ZXCVBNM<>?", ""),
         ],
+        keys: None,
     },
     Layout {
         name: "gb",
@@ -50,6 +60,7 @@ pub const LAYOUTS: [Layout; 6] = [
             (0x2b, "#zxcvbnm,./", "~ZXCVBNM<>?", ""),
             (0x56, "\\", "|", ""),
         ],
+        keys: None,
     },
     Layout {
         name: "de",
@@ -61,6 +72,7 @@ pub const LAYOUTS: [Layout; 6] = [
             (0x2b, "#yxcvbnm,.-", "'YXCVBNM;:_", "       µ"),
             (0x56, "<", ">", "|"),
         ],
+        keys: None,
     },
     Layout {
         name: "fr",
@@ -72,6 +84,7 @@ pub const LAYOUTS: [Layout; 6] = [
             (0x2b, "*wxcvbn,;:!", "µWXCVBN?./§", ""),
             (0x56, "<", ">", ""),
         ],
+        keys: None,
     },
     Layout {
         name: "es",
@@ -83,6 +96,7 @@ pub const LAYOUTS: [Layout; 6] = [
             (0x2b, "çzxcvbnm,.-", "ÇZXCVBNM;:_", "}"),
             (0x56, "<", ">", ""),
         ],
+        keys: None,
     },
     Layout {
         name: "jp",
@@ -94,6 +108,7 @@ pub const LAYOUTS: [Layout; 6] = [
             (0x73, "\\", "_", ""),
             (0x7d, "¥", "|", ""),
         ],
+        keys: None,
     },
 ];
 
@@ -101,6 +116,31 @@ impl Layout {
     /// The layout of a name.
     pub fn named(name: &str) -> Option<Layout> {
         LAYOUTS.into_iter().find(|layout| layout.name == name)
+    }
+
+    /// The layout that a file of `/usr/share/bhyve/kbdlayout` describes. Its lines are `'CHARACTER',CODE;` and
+    /// `KEYSYM,CODE[,1];`, the numbers hexadecimal and the code set 2's, of a key with prefix E0 where there is a 1. All
+    /// others are remarks, and what is not named is as in the United States.
+    ///
+    /// # Errors
+    /// It cannot be read, or has no such line.
+    pub fn read(path: &str) -> Result<Layout> {
+        use std::io::Read;
+        let mut bytes = Vec::new();
+        std::fs::File::open(path).and_then(|file| file.take(FILE).read_to_end(&mut bytes)).context("cannot be read")?;
+        let keys: Vec<_> = String::from_utf8_lossy(&bytes).lines().filter_map(entry).collect();
+        ensure!(!keys.is_empty(), "no line of it is a key");
+        Ok(Layout { keys: Some(keys), ..Layout::default() })
+    }
+
+    /// The key of a keysym, whatever is held with it, if that is not for the layout to say.
+    pub(crate) fn key(&self, keysym: u32) -> Option<u16> {
+        let keys = self.keys.as_ref()?;
+        let ours = || match meaning(keysym)? {
+            Meaning::Key(code) => Some(code),
+            Meaning::Character(c) => self.find(c).map(|stroke| stroke.code),
+        };
+        keys.iter().find(|(k, _)| *k == keysym).map(|(_, code)| *code).or_else(ours)
     }
 
     /// How a character is typed.
@@ -118,8 +158,31 @@ impl Layout {
 impl Default for Layout {
     /// The United States'.
     fn default() -> Layout {
-        LAYOUTS[0]
+        let [us, ..] = LAYOUTS;
+        us
     }
+}
+
+/// A line of a layout file: keysym and key.
+fn entry(line: &str) -> Option<(u32, u16)> {
+    let number = |text: &str| {
+        let text = text.trim();
+        u32::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()
+    };
+    let (keysym, rest) = match line.strip_prefix('\'') {
+        Some(line) => {
+            let c = line.chars().next().filter(char::is_ascii)?;
+            (u32::from(c), line.get(1..)?.strip_prefix("',")?)
+        }
+        None => {
+            let (keysym, rest) = line.split_once(',')?;
+            (number(keysym)?, rest)
+        }
+    };
+    let (codes, _) = rest.split_once(';')?;
+    let (code, prefix) = codes.split_once(',').unwrap_or((codes, "0"));
+    let code = u16::from(to_set1(u8::try_from(number(code)?).ok()?));
+    Some((keysym, if number(prefix)? == 0 { code } else { 0x100 | code }))
 }
 
 /// Keys by X's names of what is on them (keysyms), where it is no character.
@@ -259,6 +322,27 @@ mod tests {
 
     fn stroke(layout: &str, c: char) -> Option<(u16, bool, bool)> {
         Layout::named(layout).unwrap().find(c).map(|s| (s.code, s.shift, s.alt_gr))
+    }
+
+    #[test]
+    fn a_line_of_a_file_is_a_key_or_a_remark() {
+        for (line, key) in [
+            ("'\"',0x1e;\t\"  (0x22)", Some((0x22, 0x03))),
+            ("''',0x5d;", Some((0x27, 0x2b))),
+            ("';',41;", Some((0x3b, 0x33))),
+            ("',',0x1d;", Some((0x2c, 0x11))),
+            ("0xff2a,0x0e;\tHankaku", Some((0xff2a, 0x29))),
+            ("0xff51, 0x6b, 1;", Some((0xff51, 0x14b))),
+            ("# bhyve", None),
+            ("0xa7,0x126;", None),
+            ("'ä',0x26;", None),
+            ("'", None),
+            ("a,", None),
+            (",;", None),
+            ("", None),
+        ] {
+            assert_eq!(entry(line), key, "{line}");
+        }
     }
 
     #[test]

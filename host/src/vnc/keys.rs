@@ -35,7 +35,7 @@ impl Hands {
         if self.held.len() >= HELD || self.held.iter().any(|(k, _)| *k == Some(keysym)) {
             return Vec::new();
         }
-        match meaning(keysym) {
+        match layout.key(keysym).map(Meaning::Key).or_else(|| meaning(keysym)) {
             Some(Meaning::Key(code)) => {
                 self.held.push((Some(keysym), code));
                 vec![Press::Key(code, true)]
@@ -152,6 +152,18 @@ mod tests {
         assert_eq!(hands(&[(SHIFT, true), (0x2f, true)], "us", 0), "2a+ 2a- 35+ 2a+");
         assert_eq!(hands(&[(0x40, true)], "de", 0), "138+ 10+ 138-");
         assert_eq!(hands(&[(0xffe3, true), (0x43, true)], "us", 0), "1d+ 2e+", "Ctrl is left as it is");
+    }
+
+    #[test]
+    fn a_file_says_which_key_and_the_client_what_is_held() {
+        let file = std::env::temp_dir().join(format!("bhyve-rs-layout-{}", std::process::id()));
+        std::fs::write(&file, "'@',0x15;\n0xfe51,0x55;\n").unwrap();
+        let layout = Layout::read(file.to_str().unwrap());
+        std::fs::remove_file(&file).unwrap();
+        let (layout, mut hands) = (layout.unwrap(), Hands::default());
+        let mut press = |keysym| shown(hands.keysym(keysym, true, &layout, 0));
+        assert_eq!([press(0x40), press(0x22), press(0xfe51), press(0xfe03)], ["10+", "28+", "d+", "138+"]);
+        assert!(Layout::read("/dev/null").is_err());
     }
 
     #[test]
