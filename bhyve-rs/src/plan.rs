@@ -13,13 +13,14 @@ use anyhow::{Context, Result, anyhow};
 use boot::bios::DriveKind;
 use cfg::{Error, Key, Kind, Node, PciSlot, Problem};
 use devices::{MODELS, usb};
-use emu::backend::{Chardev, Disk};
+use emu::backend::{Capture, Chardev, Disk, Playback};
 use emu::{Backends, Bdf, Class, DeviceCell, Machine, Model, ParamKind, Params, Slot, Unit};
 use host::Io;
 use host::disk::{Format, Image, ImageOptions, OnError};
 use host::evdev;
 use host::net::{self, Nat, Tap, Wire, nat};
 use host::share::Share;
+use host::sound::{self, Nowhere};
 use lpc::{FloppyModel, FloppyUnit, I82077aa, Medium};
 
 use crate::board::{self, Board};
@@ -57,6 +58,7 @@ fn fits(section: &str, class: Class) -> bool {
         Class::Share => section == "share",
         Class::Usb { .. } => section == "usb" || section == "device",
         Class::Input => section == "input",
+        Class::Sound => section == "sound",
         Class::Other => section == "device",
     }
 }
@@ -127,6 +129,9 @@ struct Placed {
     share: Option<Share>,
     /// The input device of the host that it is.
     evdev: Option<evdev::Host>,
+    /// Where it plays, and what it records.
+    playback: Option<Box<dyn Playback>>,
+    capture: Option<Box<dyn Capture>>,
 }
 
 impl Placed {
@@ -147,6 +152,8 @@ impl Placed {
             lines: Vec::new(),
             share: None,
             evdev: None,
+            playback: None,
+            capture: None,
         }
     }
 }
@@ -172,6 +179,23 @@ impl Placed {
         let path = Some("path").filter(|path| files && input.is_given(path));
         self.evdev =
             path.map(|path| evdev::Host::open(input.path(path))).transpose().context(input.key().to_owned())?;
+        Ok(())
+    }
+
+    /// Opens what `[[sound]]` names, with `files`. A card of which nothing is said goes both ways, nowhere.
+    fn sound(&mut self, card: &Node, files: bool) -> Result<()> {
+        if !files {
+            return Ok(());
+        }
+        let path = |key: &str| card.is_given(key).then(|| card.path(key));
+        let (play, rec) = (path("play"), path("rec"));
+        if (play, rec) == (None, None) {
+            self.playback = Some(Box::new(Nowhere));
+            self.capture = Some(Box::new(Nowhere));
+        } else {
+            self.playback = play.map(sound::playback).transpose().with_context(|| card.key().to_owned())?;
+            self.capture = rec.map(sound::capture).transpose().with_context(|| card.key().to_owned())?;
+        }
         Ok(())
     }
 }
@@ -378,6 +402,10 @@ impl Plan {
             for input in node.children("input").iter().filter(|d| d.is_given("slot") == has_slot) {
                 let put = Want::new(input).and_then(|want| plan.put(want)).map_err(|p| at_key(input, p).into());
                 errors.extend(put.and_then(|placed| placed.input(input, images)).err());
+            }
+            for card in node.children("sound").iter().filter(|d| d.is_given("slot") == has_slot) {
+                let put = Want::new(card).and_then(|want| plan.put(want)).map_err(|p| at_key(card, p).into());
+                errors.extend(put.and_then(|placed| placed.sound(card, images)).err());
             }
             for other in node.children("device").iter().filter(|d| d.is_given("slot") == has_slot) {
                 let put = Want::new(other).and_then(|want| plan.put(want).map(|_| ()));
@@ -704,7 +732,19 @@ impl Plan {
             let pointer = hands.then(|| board.pointers.add());
             let share = p.share.map(Share::serve).transpose()?;
             let evdev = p.evdev.map(|host| host.plug(io)).transpose()?;
-            let backends = Backends { disks, units: p.units, rom: p.rom, net, chardevs, keys, pointer, share, evdev };
+            let backends = Backends {
+                disks,
+                units: p.units,
+                rom: p.rom,
+                net,
+                chardevs,
+                keys,
+                pointer,
+                share,
+                evdev,
+                playback: p.playback,
+                capture: p.capture,
+            };
             let cell = machine.plug(p.model, &name, Some(p.bdf), &p.params, backends);
             let cell = cell.map_err(|e| anyhow!("{name}: {e}"))?;
             let with = |(unit, d)| Drive { listeners: vec![(cell.clone(), unit)], ..d };

@@ -53,8 +53,8 @@ pub static MACHINE: Section = Section {
         ),
     ],
     sections: &[
-        BOOT, DISK, CD, FLOPPY, NIC, SHARE, USB, INPUT, DEVICE, SERIAL, CPU, DOMAIN, ACPI, SCREEN, RTC, LPC, FWCFG,
-        SMBIOS, HOST, QUIRKS, SANDBOX, DEBUG, STOP, AUTOSTART, VARS, BHYVE,
+        BOOT, DISK, CD, FLOPPY, NIC, SHARE, USB, INPUT, SOUND, DEVICE, SERIAL, CPU, DOMAIN, ACPI, SCREEN, RTC, LPC,
+        FWCFG, SMBIOS, HOST, QUIRKS, SANDBOX, DEBUG, STOP, AUTOSTART, VARS, BHYVE,
     ],
     rules: &[
         Rule::Required("name"),
@@ -66,6 +66,7 @@ pub static MACHINE: Section = Section {
                 "share.*.slot",
                 "usb.*.slot",
                 "input.*.slot",
+                "sound.*.slot",
                 "device.*.slot",
                 "serial.*.slot",
                 "screen.slot",
@@ -290,6 +291,19 @@ const INPUT: Section = Section {
         Rule::Required("device"),
         Rule::NeedsWhen { key: "device", is: "evdev", needs: "path" },
         Rule::OnlyWhen { key: "path", when: "device", is: &["evdev"] },
+    ],
+    ..Section::EMPTY
+};
+
+const SOUND: Section = Section {
+    name: "sound",
+    help: "a sound card",
+    shape: Shape::Array { max: 4 },
+    keys: &[
+        key("play", IN_DIRECTORY, None, "where it plays: a device of the host such as /dev/dsp0, or a file NAME.wav"),
+        key("rec", Kind::Path(PathCheck::Any), None, "what it records: a device of the host, or a file NAME.wav"),
+        key("model", Kind::Named("sound"), Some("hda"), "the card"),
+        SLOT,
     ],
     ..Section::EMPTY
 };
@@ -623,6 +637,7 @@ mod tests {
                 "share" => vec!["virtio-9p"],
                 "usb" => vec!["xhci"],
                 "input" => vec!["virtio-input"],
+                "sound" => vec!["hda"],
                 _ => Vec::new(),
             }
         }

@@ -5,6 +5,7 @@
 //! `usb/`, `virtio/`. Nothing in this crate can reach a hypervisor, a file or a socket: disks, networks, consoles and
 //! screens come in as the backend traits of `emu`.
 
+pub mod audio;
 mod motion;
 pub mod net;
 pub mod storage;
@@ -42,6 +43,7 @@ pub static MODELS: &[&Model] = &[
     &virtio::p9::MODEL,
     &virtio::scsi::MODEL,
     &virtio::input::MODEL,
+    &audio::hda::MODEL,
     &usb::xhci::MODEL,
     &lpc::UART,
 ];

@@ -224,3 +224,26 @@ pub trait Share: Send {
     /// It is nothing that was saved. Files that are gone are not an error: the guest hears of them.
     fn load(&mut self, saved: Value) -> Result<(), String>;
 }
+
+/// What is heard at one moment: a linear sample at the left and one at the right.
+pub type Frame = [i16; 2];
+
+/// Where sound is played.
+pub trait Playback: Send {
+    /// A stream of so many frames a second begins.
+    fn open(&mut self, rate: u32);
+    /// Plays frames. It must not wait for the host: what finds no room is dropped.
+    fn write(&mut self, frames: &[Frame]);
+    /// The stream ends.
+    fn close(&mut self);
+}
+
+/// Where sound is recorded.
+pub trait Capture: Send {
+    /// A stream of so many frames a second begins.
+    fn open(&mut self, rate: u32);
+    /// Fills `frames`, with silence where nothing was recorded. It must not wait for the host.
+    fn read(&mut self, frames: &mut [Frame]);
+    /// The stream ends.
+    fn close(&mut self);
+}

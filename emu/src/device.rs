@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::backend::{Chardev, Disk, Evdev, InputEvent, Keys, Net, Pointer, Share, Unit};
+use crate::backend::{Capture, Chardev, Disk, Evdev, InputEvent, Keys, Net, Playback, Pointer, Share, Unit};
 use crate::clock::{Clock, Timer, TimerSink, Timers};
 use crate::completion::{DiskPort, Queue, SavedAnswer, SharePort};
 use crate::display::Display;
@@ -506,6 +506,8 @@ pub enum Class {
     },
     /// Something to type at or to point with.
     Input,
+    /// A sound card.
+    Sound,
     /// Anything else.
     Other,
 }
@@ -715,6 +717,10 @@ pub struct Backends {
     pub share: Option<Box<dyn Share>>,
     /// An input device of the host.
     pub evdev: Option<Box<dyn Evdev>>,
+    /// Where a sound card plays, if it can.
+    pub playback: Option<Box<dyn Playback>>,
+    /// Where it records, if it can.
+    pub capture: Option<Box<dyn Capture>>,
     /// Who moves a pointer.
     pub pointer: Option<Box<dyn Pointer>>,
     /// The contents of the device's expansion ROM.

@@ -27,6 +27,7 @@ pub mod sandbox;
 pub mod screen;
 pub mod share;
 mod signals;
+pub mod sound;
 mod sys;
 mod terminal;
 mod title;

@@ -243,7 +243,7 @@ fn what_cannot_run_is_refused_in_a_line() {
         ("-m 16M nothing", "virtual machine cannot be booted"),
         ("-m 16M -l bootrom,/nonexistent x", "/nonexistent"),
         ("-m 1Q -l bootrom,bios x", "unit"),
-        ("-m 16M -l bootrom,bios -s 5,hda,play=/dev/dsp0 x", "there is no hda in this version"),
+        ("-m 16M -l bootrom,bios -s 5,hda,play=/dev/null x", "/dev/null: it is neither a sound device nor a file"),
         ("-m 16M -l bootrom,bios -s 5,fbuf,vga=full x", "vga"),
         ("-m 16M -l bootrom,bios -s 5,passthru,1/2/3 x", "not passed through"),
         ("-m 16M -l bootrom,bios -l tpm,swtpm,/t x", "no TPM"),

@@ -365,6 +365,7 @@ struct Counts {
     shares: usize,
     usbs: usize,
     inputs: usize,
+    sounds: usize,
     others: usize,
     lines: usize,
     screen: bool,
@@ -527,6 +528,12 @@ fn device(out: &mut Out, counts: &mut Counts, at: &str) {
             keys_of(out, &element, &node, &model);
             out.set(&format!("{element}.device"), "evdev", &Origin::named("bhyve(8)"));
             out.copy(&key("path"), &format!("{element}.path"));
+        }
+        (_, Some(Class::Sound)) => {
+            let element = next(&mut counts.sounds, "sound");
+            place(out, &element, &model);
+            out.copy(&key("play"), &format!("{element}.play"));
+            out.copy(&key("rec"), &format!("{element}.rec"));
         }
         (_, Some(Class::Other)) => {
             let element = next(&mut counts.others, "device");
@@ -1034,7 +1041,7 @@ impl Said<'_> {
                     &[]
                 }
                 ("screen", ..) => continue,
-                ("disk" | "cd" | "share" | "input", "path", _) | ("nic", "mac", _) => &[(name, &value)],
+                ("disk" | "cd" | "share" | "input", "path", _) | ("nic", "mac", _) | ("sound", ..) => &[(name, &value)],
                 _ if element
                     .maybe("model")
                     .is_some_and(|model| plan::keys(model).iter().any(|key| key.name == name)) =>
@@ -1122,7 +1129,7 @@ mod tests {
         "-s 29,fbuf -K us_dvorak -x",
         "-o bhyve-rs.cpu.disable=sse3,x2apic",
         "-x -o bhyve-rs.cpu.disable=sse3",
-        "-s 5,hda,play=/dev/dsp0 -s 6,virtio-9p,share=D/,ro -s 7,virtio-console,a=/s -s 8,uart,/dev/ttyu1",
+        "-s 4,hda -s 5,hda,play=/dev/dsp0 -s 9,hda,play=D/p.wav,rec=/dev/dsp1 -s 6,virtio-9p,share=D/,ro -s 7,virtio-console,a=/s -s 8,uart,/dev/ttyu1",
         "-s 5,virtio-9p,a=/ -s 6:1,virtio-9p,b=D/ -s 6:0,virtio-rnd",
         "-s 4,virtio-scsi,target=D/a,target=9:D/b,queues=2,bootindex=1 -s 5,virtio-scsi,D/c,iid=3 -s 6,virtio-scsi",
         "-s 7,xhci -s 8,xhci,tablet,keyboard,mouse -s 9:0,xhci,mouse -s 10,virtio-input,/dev/null",

@@ -57,7 +57,7 @@ pub(crate) fn directory(name: &str) -> PathBuf {
 
 /// Keys and sections at the top, as errors list them; `{top}` in an expected line.
 const TOP: &str = "include, name, profile, guest, board, cpus, memory, backend, uuid, clock, seed, [boot], [[disk]], \
-                   [[cd]], [[floppy]], [[nic]], [[share]], [[usb]], [[input]], [[device]], [[serial]], [cpu], [[domain]], [acpi], [screen], \
+                   [[cd]], [[floppy]], [[nic]], [[share]], [[usb]], [[input]], [[sound]], [[device]], [[serial]], [cpu], [[domain]], [acpi], [screen], \
                    [rtc], [lpc], [[fwcfg]], [smbios], [host], [quirks], [sandbox], [debug], [stop], [autostart], [vars], [bhyve]";
 
 /// Reads the first of `files`, beside an empty `disk.img`, and asserts every line that is printed about it.

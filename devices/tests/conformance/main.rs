@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Weak};
 
 use devices::MODELS;
-use emu::backend::{Chardev, Disk, Listener, Net, Share};
+use emu::backend::{Capture, Chardev, Disk, Frame, Listener, Net, Playback, Share};
 use emu::bench::{Bench, BenchDisk, Place, Rng, fuzz_cases};
 use emu::{
     Backends, BarKind, Class, DeviceCell, DeviceState, Event, Model, Params, RamAddr, ResetKind, Saved, Target, Ticket,
@@ -20,6 +20,7 @@ use serde_json::Value;
 mod ahci;
 mod dec21140;
 mod display;
+mod hda;
 mod ide;
 mod nvme;
 mod virtio;
@@ -54,6 +55,7 @@ const GUESTS: &[(&str, Guest)] = &[
     ("virtio-9p", virtio::guest),
     ("virtio-scsi", virtio::scsi),
     ("virtio-input", virtio::guest),
+    ("hda", hda::guest),
 ];
 
 type Guest = fn(&mut Rng) -> Vec<Op>;
@@ -80,6 +82,28 @@ impl Chardev for Line {
     fn want(&mut self, bytes: usize) {
         assert!(bytes <= 4096);
     }
+}
+
+/// Ears that hear the same all the time, and a mouth.
+struct Hum;
+
+impl Playback for Hum {
+    fn open(&mut self, rate: u32) {
+        assert!((5000..=192_000).contains(&rate));
+    }
+    fn write(&mut self, frames: &[Frame]) {
+        assert!(frames.len() <= 19_200);
+    }
+    fn close(&mut self) {}
+}
+
+impl Capture for Hum {
+    fn open(&mut self, _: u32) {}
+    fn read(&mut self, frames: &mut [Frame]) {
+        assert!(frames.len() <= 19_200);
+        frames.fill([0x1234, -0x1234]);
+    }
+    fn close(&mut self) {}
 }
 
 /// A share that answers with the begin of what it was asked.
@@ -145,6 +169,8 @@ impl Rig {
             units: subject.units.clone(),
             chardevs: (0..lines).map(|_| Some(Box::new(Line) as Box<dyn Chardev>)).collect(),
             share: (subject.model.class == Class::Share).then(|| Box::new(Echo) as Box<dyn Share>),
+            playback: (subject.model.class == Class::Sound).then(|| Box::new(Hum) as Box<dyn Playback>),
+            capture: (subject.model.class == Class::Sound).then(|| Box::new(Hum) as Box<dyn Capture>),
             net: (subject.model.class == Class::Network).then(|| Box::new(Wire) as Box<dyn Net>),
             ..Backends::default()
         };
@@ -427,6 +453,7 @@ models! {
     virtio_9p: "virtio-9p",
     virtio_scsi: "virtio-scsi",
     virtio_input: "virtio-input",
+    hda: "hda",
     xhci: "xhci",
     uart: "uart",
 }

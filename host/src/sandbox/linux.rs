@@ -134,7 +134,7 @@ const TO_CHANGE: &[c_long] = &[
     SYS_utimensat,
 ];
 
-/// Requests to terminals, disk devices and descriptors.
+/// Requests to terminals, disk devices, sound devices and descriptors.
 const IOCTLS: &[u64] = &[
     TCGETS,
     TCSETS,
@@ -153,6 +153,10 @@ const IOCTLS: &[u64] = &[
     0x1268,      // BLKSSZGET
     0x1277,      // BLKDISCARD
     0x8008_1272, // BLKGETSIZE64
+    0x5000,      // SNDCTL_DSP_RESET
+    0xc004_5002, // SNDCTL_DSP_SPEED
+    0xc004_5005, // SNDCTL_DSP_SETFMT
+    0xc004_5006, // SNDCTL_DSP_CHANNELS
 ];
 /// The type byte of all requests to /dev/kvm and what comes of it.
 const KVM: u64 = 0xae00;
