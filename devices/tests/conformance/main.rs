@@ -92,7 +92,7 @@ impl Playback for Hum {
         assert!((5000..=192_000).contains(&rate));
     }
     fn write(&mut self, frames: &[Frame]) {
-        assert!(frames.len() <= 19_200);
+        assert!(frames.len() <= 96_000);
     }
     fn close(&mut self) {}
 }
@@ -100,7 +100,7 @@ impl Playback for Hum {
 impl Capture for Hum {
     fn open(&mut self, _: u32) {}
     fn read(&mut self, frames: &mut [Frame]) {
-        assert!(frames.len() <= 19_200);
+        assert!(frames.len() <= 96_000);
         frames.fill([0x1234, -0x1234]);
     }
     fn close(&mut self) {}

@@ -276,9 +276,18 @@ fn a_stream_is_played_by_the_guests_clock_with_its_volume() {
     card.verb(2, 0x3b04a);
     card.bench.machine.clock().set(card.bench.machine.clock().now() + 3_000_000_000);
     card.bench.machine.timers.run_due();
-    assert_eq!(card.host.heard().len(), 4800);
+    assert_eq!(card.host.heard().len(), 24000);
     card.bench.advance(TICK);
     assert_eq!(card.host.heard().len(), 48);
+    // A late tick is seen by nobody.
+    card.bench.machine.clock().set(card.bench.machine.clock().now() + TICK / 2);
+    let before = card.get(OUT + 4, 4);
+    card.bench.machine.clock().set(card.bench.machine.clock().now() + 2 * TICK);
+    let after = card.get(OUT + 4, 4);
+    assert_eq!((after + 1920 - before) % 1920, 384);
+    assert_eq!((card.dma.read_u32(POSITIONS + 32), card.host.heard().len()), (after, 120));
+    card.bench.advance(TICK);
+    card.host.heard();
     // Another converter's stream, and a reset.
     card.verb(2, 0x70620);
     assert_eq!(card.host.calls(), ["played"]);
