@@ -254,22 +254,6 @@ fn a_host_that_cannot_is_told_apart_and_what_to_do_is_said() {
     }
 }
 
-#[test]
-fn processors_have_an_x2apic_unless_it_is_taken_away() {
-    for kernel in ["13.1", "14", "15"] {
-        for (disable, word) in [("", "pass"), ("cpu.disable=x2apic", "skip")] {
-            let scratch = Scratch::new("sim-x2apic");
-            let mut words = settings("sim-x2apic", &["memory=64M", "cpus=2"]);
-            words.extend(["--kernel".to_owned(), machine_tests::probe()]);
-            words.extend(["--args".to_owned(), "smoke only=x2apic,smp-x2apic".to_owned()]);
-            words.extend((!disable.is_empty()).then(|| ["-o".to_owned(), disable.to_owned()]).into_iter().flatten());
-            let Some(Ran { ended, .. }) = run(kernel, &scratch, &words, 60) else { return };
-            let said = |name: &str| ended.console.lines().any(|l| l.to_lowercase().contains(&format!("{name} {word}")));
-            assert!(said(" x2apic") && said(" smp-x2apic"), "{kernel} {disable}: {}{}", ended.console, ended.stderr);
-        }
-    }
-}
-
 /// Root makes a machine and gives its node away.
 #[test]
 fn whoever_is_given_a_machines_node_runs_it_without_being_root() {

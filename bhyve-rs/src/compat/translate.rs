@@ -1127,8 +1127,6 @@ mod tests {
         "-s 5,fbuf,rfb=unix:D/vnc,password=100%,vga=off -K de_noacc",
         "-s 29,fbuf -K none",
         "-s 29,fbuf -K us_dvorak -x",
-        "-o bhyve-rs.cpu.disable=sse3,x2apic",
-        "-x -o bhyve-rs.cpu.disable=sse3",
         "-s 4,hda -s 5,hda,play=/dev/dsp0 -s 9,hda,play=D/p.wav,rec=/dev/dsp1 -s 6,virtio-9p,share=D/,ro -s 7,virtio-console,a=/s -s 8,uart,/dev/ttyu1",
         "-s 5,virtio-9p,a=/ -s 6:1,virtio-9p,b=D/ -s 6:0,virtio-rnd",
         "-s 4,virtio-scsi,target=D/a,target=9:D/b,queues=2,bootindex=1 -s 5,virtio-scsi,D/c,iid=3 -s 6,virtio-scsi",

@@ -73,7 +73,7 @@ fn keys_that_do_not_exist() {
         &[("guest.toml", "name = 'fw1'\nscreen = { '日本語' = 1, vnc = 'host:0' }\n")],
         &[
             "guest.toml:2:12: screen.日本語: unknown key \"日本語\"; allowed: model, backend, rom, vnc, vnc_socket, \
-             vnc_remote, vnc_password, vnc_password_file, vnc_view_password_file, vnc_readonly, vnc_wait, keyboard, slot",
+             vnc_remote, vnc_password, vnc_password_file, vnc_view_password_file, vnc_readonly, vnc_wait, keyboard, keyboard_file, slot",
             "guest.toml:2:29: screen.vnc: \"host:0\" is not an address; allowed: \"PORT\" or \"HOST:PORT\", \
              port 1 to 65535",
         ],

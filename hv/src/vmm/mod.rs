@@ -22,7 +22,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, anyhow, bail};
-use cpu::Feature;
 use emu::{IrqSink, Machine, MsiSink};
 use vmmapi_sys::{AttachError, Cap, Kernel, Lifetime, Name, Version, Vm as KernelVm, Vmm as Attached};
 
@@ -229,7 +228,6 @@ fn assemble(
         ipi_exits,
         unrestricted,
         intel,
-        x2apic: config.model.has(Feature::X2apic),
         ignore_msrs: config.model.ignore_unknown_msrs,
         caller: AtomicU32::new(0),
         ended: AtomicBool::new(false),

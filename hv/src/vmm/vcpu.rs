@@ -78,7 +78,6 @@ pub(super) struct Shared {
     pub(super) ipi_exits: bool,
     pub(super) unrestricted: bool,
     pub(super) intel: bool,
-    pub(super) x2apic: bool,
     /// MSRs that neither the kernel nor bhyve knows read as 0, and ignore writes.
     pub(super) ignore_msrs: bool,
     /// The processor that touched a port last: what the BIOS is called by.
@@ -159,7 +158,8 @@ impl Shared {
     pub(super) fn power_on(&self, cpu: u32) -> anyhow::Result<()> {
         let vm = &self.vm;
         vm.set_capability(cpu, Cap::HaltExit, true).context("the processor does not tell the kernel of HLT")?;
-        vm.set_x2apic(cpu, self.x2apic)?;
+        // It would start in that mode, which no BIOS knows, and could not leave it.
+        vm.set_x2apic(cpu, false)?;
         // Some hosts cannot.
         let _ = vm.set_capability(cpu, Cap::EnableInvpcid, true);
         if self.unrestricted {
