@@ -120,6 +120,15 @@ pub fn interrupt_window() {
     unsafe { asm!("sti", "nop", "nop", "cli", options(nostack)) };
 }
 
+/// Lets interrupts come for a hundred turns of a loop. Kernels that interpret guests look for them now and then alone,
+/// and can miss a window of one instruction any number of times.
+pub fn interrupts_for_a_while() {
+    // SAFETY: as `sti_hlt_cli`.
+    unsafe {
+        asm!("sti", "2:", "pause", "dec {n:e}", "jnz 2b", "cli", n = inout(reg) 100 => _, options(nostack));
+    }
+}
+
 #[inline]
 pub fn pause() {
     core::hint::spin_loop();

@@ -272,7 +272,7 @@ pub fn check_ioapic_rtc() -> Verdict {
     chip.route(pin, apic::id(), low | u32::from(VECTOR));
     let came = cmos::periodic(|| {
         time::spin_until(1000, || {
-            cpu::interrupt_window();
+            cpu::interrupts_for_a_while();
             trap::count(VECTOR) >= 8
         })
     });
@@ -299,7 +299,7 @@ pub fn check_ioapic_level() -> Verdict {
     chip.route(pin, apic::id(), 1 << 15 | u32::from(VECTOR));
     outb(COM1 + IER, 2);
     let came = time::spin_until(500, || {
-        cpu::interrupt_window();
+        cpu::interrupts_for_a_while();
         trap::count(VECTOR) >= 3
     });
     for _ in 0..8 {

@@ -128,7 +128,7 @@ pub fn check_keyboard() -> Verdict {
     pic::open(2);
     data(0xee);
     let came = time::spin_until(300, || {
-        cpu::interrupt_window();
+        cpu::interrupts_for_a_while();
         trap::count(vector) != 0
     });
     pic::open(0);
