@@ -595,7 +595,7 @@ impl Hda {
         // The upper word: from codec 0, and asked for.
         let at = self.r.rirb.wrapping_add(8 * u64::from(self.r.rirbwp));
         self.dma.write(at, &u64::from(response).to_le_bytes());
-        self.r.responses += 1;
+        self.r.responses = self.r.responses.saturating_add(1);
         // 0 stands for 256.
         if self.r.responses > u16::from(self.r.rintcnt.wrapping_sub(1)) {
             self.responded();
